@@ -1,0 +1,57 @@
+# The batch: one papermill run per record, then the paper notebooks. `make paper` calls it; `snakemake --config profile=paper -n` lists.
+# A record's file name ends in the hash of its configuration, data and code, so existence alone decides what is left to do.
+import os
+from bem.core import ROOT, cache_dir, code_hash, digest
+from bem.runs import REPORTS, TEMPLATE, batch, load_profile, data_hash, resolve, sweep
+from bem.train import base_key
+
+workdir: ROOT
+PROFILE = config.get("profile", "laptop")
+FIGURE_CODE = {n: ROOT/"nbs"/"paper"/f"{n}.ipynb" for n in ("90_statistics", "91_pareto")}
+relative = lambda path: os.path.relpath(path, ROOT)
+
+p = load_profile(PROFILE)
+BASE = relative(cache_dir()/f"base-{base_key(p.host, p.pretrain, data_hash('default'))}.safetensors")
+WANTED = str(config.get("only", "runs"))
+RUNS = {relative(r.path): r for r in map(resolve, batch(PROFILE))} if WANTED == "runs" else {}
+TRIALS = {relative(r.path): r for r in map(resolve, sweep(PROFILE))} if WANTED == "sweep" else {}
+
+# one stamp per state of the inputs: which records, which notebooks, which modules
+STATE = digest([sorted(RUNS), [code_hash(n) for n in FIGURE_CODE.values() if n.exists()]])
+STAMP = relative(REPORTS/PROFILE/".stamps"/STATE)
+
+onstart: os.environ.update(OMP_NUM_THREADS="1", BEM_QUIET="1")
+
+def arguments(wildcards, output):
+    "What the template is told: the parts of a run that a user would say."
+    s = {**RUNS, **TRIALS}[output[0]].spec
+    return f"-p profile {s.profile} -p variant {s.variant} -p seed {s.seed} -p lr {s.lr:g} -p tune {s.tune} -p out '{ROOT/output[0]}'"
+
+rule report:
+    input: STAMP
+
+rule sweep:
+    input: TRIALS
+
+rule data:
+    output: touch(relative(cache_dir()/f".corpus-{data_hash('default')}"))
+    shell: "python -c 'from bem.data import load_corpus; load_corpus()'"
+
+rule base:
+    input: ancient(rules.data.output)
+    output: BASE
+    threads: workflow.cores
+    params: name=PROFILE
+    shell: "OMP_NUM_THREADS={threads} python -c \"from bem.runs import *; from bem.train import pretrained; p = load_profile('{params.name}'); pretrained(p.host, p.pretrain, data_hash('default'))\""
+
+for path in {**RUNS, **TRIALS}:
+    rule:
+        name: f"run_{os.path.basename(path).removesuffix('.json').replace('-', '_').replace('.', '_')}"
+        input: ancient(BASE)
+        output: path
+        params: said=arguments, failed=f"reports/_failed/{os.path.basename(path)}.ipynb", done=f"reports/{PROFILE}/runs/{os.path.basename(path)}.ipynb"
+        shell:
+            "mkdir -p reports/_failed $(dirname {params.done}) && "
+            "papermill {TEMPLATE} {params.failed} -k python3 --no-progress-bar {params.said} 2> {params.failed}.log "
+            "|| (tail -n 3 {params.failed}.log >&2; echo 'The notebook as far as it ran: {params.failed}' >&2; exit 1) && "
+            "mv {params.failed} {params.done} && rm {params.failed}.log"
