@@ -30,6 +30,9 @@ def arguments(wildcards, output):
 rule report:
     input: STAMP
 
+rule records:
+    input: RUNS
+
 rule sweep:
     input: TRIALS
 

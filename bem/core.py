@@ -82,12 +82,13 @@ def source_hash(code:str)->str: # Python source
 
 # %% ../nbs/00_core.ipynb #7b41c71d
 @cache
-def _imports(code:str)->frozenset[str]:
-    "Names of `bem` modules that this code imports."
+def _imports(code:str, module:str="")->frozenset[str]:
+    "Names of `bem` modules that this code imports; `module` is the code's own name, to which relative imports refer."
     out = set()
     for n in ast.walk(ast.parse(code)):
-        if isinstance(n, ast.ImportFrom) and n.module and (n.module + ".").startswith("bem."):
-            out |= {n.module} | {f"{n.module}.{a.name}" for a in n.names}
+        if isinstance(n, ast.ImportFrom):
+            name = ".".join([*module.split(".")[:-n.level], *filter(None, [n.module])]) if n.level else n.module
+            if f"{name}.".startswith("bem."): out |= {name} | {f"{name}.{a.name}" for a in n.names}
         if isinstance(n, ast.Import): out |= {a.name for a in n.names if a.name.startswith("bem.")}
     return frozenset(out)
 
@@ -110,7 +111,7 @@ def code_closure(
         path = module_path(name)
         if path is None or name in found: continue
         found[name] = source_hash(text := path.read_text())
-        todo |= _imports(text)
+        todo |= _imports(text, name)
     return dict(sorted(found.items()))
 
 # %% ../nbs/00_core.ipynb #d4db7dbb
