@@ -7,7 +7,7 @@ from bem.train import base_key
 
 workdir: ROOT
 PROFILE = config.get("profile", "laptop")
-FIGURE_CODE = {n: ROOT/"nbs"/"paper"/f"{n}.ipynb" for n in ("90_statistics", "91_pareto")}
+PAPER = ["90_statistics", "91_pareto"]
 relative = lambda path: os.path.relpath(path, ROOT)
 
 p = load_profile(PROFILE)
@@ -17,7 +17,7 @@ RUNS = {relative(r.path): r for r in map(resolve, batch(PROFILE))} if WANTED == 
 TRIALS = {relative(r.path): r for r in map(resolve, sweep(PROFILE))} if WANTED == "sweep" else {}
 
 # one stamp per state of the inputs: which records, which notebooks, which modules
-STATE = digest([sorted(RUNS), [code_hash(n) for n in FIGURE_CODE.values() if n.exists()]])
+STATE = digest([sorted(RUNS), [code_hash(ROOT/f"nbs/paper/{n}.ipynb") for n in PAPER], (ROOT/"nbs/experiments/params/plan.yml").read_text()])
 STAMP = relative(REPORTS/PROFILE/".stamps"/STATE)
 
 onstart: os.environ.update(OMP_NUM_THREADS="1", BEM_QUIET="1")
@@ -30,11 +30,24 @@ def arguments(wildcards, output):
 rule report:
     input: STAMP
 
+rule paper:
+    input: ancient(list(RUNS))
+    output: touch(STAMP)
+    params: out=f"reports/{PROFILE}"
+    run:
+        shell("mkdir -p reports/_failed {params.out} && rm -f {params.out}/.stamps/*")
+        for name in PAPER:
+            shell("papermill nbs/paper/{name}.ipynb reports/_failed/{name}.ipynb -k python3 --no-progress-bar -p profile {PROFILE} 2> reports/_failed/{name}.log"
+                  " || (tail -n 3 reports/_failed/{name}.log >&2; exit 1)")
+            shell("nbdev_clean --fname reports/_failed/{name}.ipynb && mv reports/_failed/{name}.ipynb {params.out}/ && rm reports/_failed/{name}.log"
+                  " && jupyter nbconvert --to html --log-level ERROR {params.out}/{name}.ipynb")
+        shell("echo 'Open {params.out}/90_statistics.html and {params.out}/91_pareto.html'")
+
 rule records:
-    input: RUNS
+    input: list(RUNS)
 
 rule sweep:
-    input: TRIALS
+    input: list(TRIALS)
 
 rule data:
     output: touch(relative(cache_dir()/f".corpus-{data_hash('default')}"))

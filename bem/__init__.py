@@ -1,1 +1,17 @@
+"""Context-dependent adapters, compared with static ones at equal budget."""
 __version__ = "0.1.0"
+
+# The short names, loaded on first use so that `import bem` costs nothing. The only hand-written lines of the package.
+_where = {"attach": "adapters.base", "load": "adapters.base", "get_variant": "adapters.base", "list_variants": "adapters.base", "fit_budget": "adapters.base",
+          "LoraConfig": "adapters.lora", "GeneratedConfig": "adapters.generated", "SpectralConfig": "adapters.spectral",
+          "small_gpt": "host", "HostConfig": "host", "load_corpus": "data", "load_record": "record"}
+
+def __getattr__(name):
+    from importlib import import_module
+    if name in _where: return getattr(import_module(f"bem.{_where[name]}"), name)
+    try: return import_module(f"bem.{name}")
+    except ModuleNotFoundError as e:
+        if e.name != f"bem.{name}": raise
+        raise AttributeError(f"bem has no attribute '{name}'; the short names are {', '.join(_where)}.") from None
+
+def __dir__(): return [*globals(), *_where]

@@ -195,14 +195,19 @@ def _read_default(folder:Path, rows:list[dict])->list[bytes]:
     return [texts[r["package"], r["path"]] for r in rows]
 
 # %% ../nbs/01_data.ipynb #f58a722e
+def _cut(blob:bytes, rows:list[dict])->list[bytes]:
+    "Texts of the manifest rows, which lie one after the other in the cached file."
+    ends = np.cumsum([r["bytes"] for r in rows])
+    return [blob[e - r["bytes"]:e] for r, e in zip(rows, ends)]
+
 def _default()->Corpus:
-    "The corpus of the manifest, from the cache if it is there and whole."
-    rows = read_manifest(); cached = cache_dir()/f"corpus-{hashlib.sha256(MANIFEST.read_bytes()).hexdigest()[:12]}.bin"
-    sizes = [r["bytes"] for r in rows]
-    if not (cached.exists() and cached.stat().st_size == sum(sizes)): atomic_write(cached, b"".join(_read_default(download_packages(), rows)))
-    blob, ends = cached.read_bytes(), np.cumsum(sizes)
-    docs = {s: {d: [] for d in DOMAINS} for s in SPLITS}
-    for r, a, b in zip(rows, ends - sizes, ends): docs[r["split"]][r["domain"]].append(blob[a:b])
+    "The corpus of the manifest, from the cache if every document there has its hash, else from the packages."
+    rows, docs = read_manifest(), {s: {d: [] for d in DOMAINS} for s in SPLITS}
+    cached = cache_dir()/f"corpus-{hashlib.sha256(MANIFEST.read_bytes()).hexdigest()[:12]}.bin"
+    texts = _cut(cached.read_bytes(), rows) if cached.exists() else []
+    if [hashlib.sha256(t).hexdigest() for t in texts] != [r["sha256"] for r in rows]:
+        texts = _read_default(download_packages(), rows); atomic_write(cached, b"".join(texts))
+    for r, t in zip(rows, texts): docs[r["split"]][r["domain"]].append(t)
     return Corpus("default", docs)
 
 # %% ../nbs/01_data.ipynb #aaa136c7

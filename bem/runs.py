@@ -101,7 +101,8 @@ def refuse_unknown(names:dict, template:Path=TEMPLATE)->None:
     known = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {a.asname or a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
     shell = {"In", "Out", "exit", "quit", "open", "get_ipython"}
     declared = [n.target.id for n in tree.body if isinstance(n, ast.AnnAssign)]
-    unknown = sorted(n for n in names if not n.startswith("_") and n not in known | shell)
+    plain = (bool, int, float, str, list, dict, type(None))                # what papermill can inject
+    unknown = sorted(n for n, v in names.items() if isinstance(v, plain) and not n.startswith("_") and n not in known | shell)
     if unknown: raise UserError(f"{template.stem} has no parameter '{unknown[0]}'; its parameters are {', '.join(declared)}.")
 
 # %% ../nbs/42_runs.ipynb #a897ff4e

@@ -73,7 +73,13 @@ class Adapter(nn.Module):
         ends = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
         self._parts, self._codes, self._handles = list(zip(ends, ends[1:])), None, []
         self.controller = config.controller(host.config.d_model, ends[-1]) if ends[-1] else None
-        self._host = weakref.ref(host)
+        self._reference = weakref.ref(host)
+
+    @property
+    def host(self)->nn.Module:
+        "The host; raises `UserError` if nothing holds it any more."
+        if (host := self._reference()) is None: raise UserError("The host of this adapter is gone; keep a reference to the model for as long as the adapter is used.")
+        return host
 
     def num_parameters(self)->int:
         "Trainable parameters, controller included."
@@ -99,7 +105,7 @@ def _at_site(self:Adapter, update:Update, part:tuple[int, int]):
 @patch
 def attach(self:Adapter)->"Adapter":
     "Put the hooks in place; raises `UserError` if the host has an adapter already."
-    host = self._host()
+    host = self.host
     if getattr(host, "adapter", None) is not None: raise UserError("This host has an adapter already; call its detach() first.")
     modules = dict(host.named_modules())
     for s, u, part in zip(self.sites, self.updates.values(), self._parts):
@@ -114,7 +120,7 @@ def attach(self:Adapter)->"Adapter":
 def detach(self:Adapter)->nn.Module: # the host
     "Remove every hook and restore the host; afterwards it is bit-identical to what it was."
     for h in self._handles: h.remove()
-    host = self._host(); del host.adapter
+    host = self.host; del host.adapter
     for p, flag in self._flags: p.requires_grad_(flag)
     self._handles, self._flags, self._codes = [], [], None
     return host
@@ -179,13 +185,14 @@ def fit_budget(
     tolerance:float=.05 # relative
 )->AdapterConfig: # with rank and rank_pattern set
     "The configuration at a budget; raises `UserError` if no rank pattern comes within the tolerance."
-    fits = lambda **kw: count_parameters(config.model_copy(update=kw), host) <= budget
+    miss = lambda c: abs(count_parameters(c, host) - budget)
     sites = find_sites(host, config.sites); top = min(min(s.d_in, s.d_out) for s in sites)
-    rank = max((r for r in range(1, top + 1) if fits(rank=r, rank_pattern={})), default=1)
-    pattern = {}
+    rank = max((r for r in range(1, top + 1) if count_parameters(config.model_copy(update=dict(rank=r, rank_pattern={})), host) <= budget), default=1)
+    out = config.model_copy(update=dict(rank=rank, rank_pattern={}))
     for s in sites:
-        if rank < min(s.d_in, s.d_out) and fits(rank=rank, rank_pattern={**pattern, s.name: rank + 1}): pattern[s.name] = rank + 1
-    out = config.model_copy(update=dict(rank=rank, rank_pattern=pattern)); n = count_parameters(out, host)
+        more = out.model_copy(update=dict(rank_pattern={**out.rank_pattern, s.name: rank + 1}))
+        if rank < min(s.d_in, s.d_out) and miss(more) < miss(out): out = more
+    n = count_parameters(out, host)
     if abs(n/budget - 1) > tolerance: raise UserError(f"No rank pattern of {type(config).__name__} meets {budget} parameters within {tolerance:.0%}; the nearest has {n}.")
     return out
 
@@ -200,7 +207,7 @@ def fingerprint(host:nn.Module, sites:list[Site])->str: # 16 hexadecimal digits
 def save(self:Adapter, folder:str|Path)->Path:
     "Write weights and configuration; each file is whole or absent."
     folder = Path(folder); config = self.config
-    meta = dict(format=1, bem=bem.__version__, module=type(config).__module__, type=type(config).__name__, config=config.model_dump(), host=fingerprint(self._host(), self.sites))
+    meta = dict(format=1, bem=bem.__version__, module=type(config).__module__, type=type(config).__name__, config=config.model_dump(), host=fingerprint(self.host, self.sites))
     atomic_write(folder/"adapter.safetensors", st_torch.save({k: v.contiguous() for k, v in self.state_dict().items()}))
     return atomic_write(folder/"adapter_config.json", json.dumps(meta, indent=1))
 

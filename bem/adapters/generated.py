@@ -23,7 +23,7 @@ class ConstantCode(LowRank):
     def __init__(self, site:Site, rank:int, alpha:float):
         super().__init__(site, rank, alpha); self.b = nn.Parameter(torch.zeros(rank))
     def forward(self, x:Tensor, base:Tensor, code:Tensor|None)->Tensor:
-        return generated_update(x, base, self.V, self.U, 1 + self.b, self.scale)
+        return generated_update(x, base, self.Vt, self.Ut, 1 + self.b, self.scale)
     def flops(self)->int: return super().flops() + self.rank
 
 # %% ../../nbs/33_adapters.generated.ipynb #1324758b
@@ -33,8 +33,8 @@ class SelfReading(LowRank):
         super().__init__(site, rank, alpha)
         self.M, self.b = nn.Parameter(torch.zeros(rank, rank)), nn.Parameter(torch.zeros(rank))
     def forward(self, x:Tensor, base:Tensor, code:Tensor|None)->Tensor:
-        if self.keep_code: self.last_code = (1 + torch.tanh(x @ self.V @ self.M.T + self.b)).detach()
-        return self_reading_update(x, base, self.V, self.U, self.M, self.b, self.scale)
+        if self.keep_code: self.last_code = (1 + torch.tanh(x @ self.Vt.T @ self.M.T + self.b)).detach()
+        return self_reading_update(x, base, self.Vt, self.Ut, self.M, self.b, self.scale)
     def flops(self)->int: return super().flops() + 2*self.rank**2 + self.rank
 
 # %% ../../nbs/33_adapters.generated.ipynb #2ef7fcb9
@@ -44,7 +44,7 @@ class ChunkCode(LowRank):
         super().__init__(site, rank, alpha); self.n_code = rank
     def forward(self, x:Tensor, base:Tensor, code:Tensor|None)->Tensor:
         if self.keep_code: self.last_code = code.detach()
-        return generated_update(x, base, self.V, self.U, code, self.scale)
+        return generated_update(x, base, self.Vt, self.Ut, code, self.scale)
     def flops(self)->int: return super().flops() + self.rank
 
 # %% ../../nbs/33_adapters.generated.ipynb #ac840f44

@@ -22,11 +22,11 @@ class LowRank(Update):
                  rank:int, # r
                  alpha:float): # scale is alpha/r
         super().__init__(site, rank, alpha)
-        self.V, self.U = nn.Parameter(torch.empty(site.d_in, rank)), nn.Parameter(torch.zeros(site.d_out, rank))
-        bound = 1/math.sqrt(site.d_in); nn.init.uniform_(self.V, -bound, bound)
+        self.Vt, self.Ut = nn.Parameter(torch.empty(rank, site.d_in)), nn.Parameter(torch.zeros(rank, site.d_out))
+        bound = 1/math.sqrt(site.d_in); nn.init.uniform_(self.Vt, -bound, bound)
 
     def forward(self, x:Tensor, base:Tensor, code:Tensor|None)->Tensor:
-        return generated_update(x, base, self.V, self.U, None, self.scale)
+        return generated_update(x, base, self.Vt, self.Ut, None, self.scale)
     def flops(self)->int: return 2*self.rank*(self.site.d_in + self.site.d_out)
 
 # %% ../../nbs/32_adapters.lora.ipynb #67df0154

@@ -26,7 +26,7 @@ class Spectral(Update):
         self.C = nn.Parameter(torch.zeros(rank, rank))
         self.M = nn.Parameter(torch.zeros(rank, rank)) if gated else None
         self.b = nn.Parameter(torch.zeros(rank)) if gated else None
-        for name, shape in dict(P=(site.d_out, rank), R=(site.d_out, rank), offset=(rank,)).items():
+        for name, shape in dict(Pt=(rank, site.d_out), R=(site.d_out, rank), offset=(rank,)).items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
 
 # %% ../../nbs/34_adapters.spectral.ipynb #e2cb06bb
@@ -36,14 +36,14 @@ def bind(self:Spectral, linear:nn.Linear)->None:
     P, s, _ = torch.linalg.svd(linear.weight.detach().double().cpu(), full_matrices=False); r = self.rank
     if (n := int((s > 1e-4*s[0]).sum())) < r: raise UserError(f"{self.site.name} has only {n} singular directions above 1e-4 of the largest, {r} were asked for; choose a smaller rank.")
     R = P[:, :r]/s[:r]; bias = 0 if linear.bias is None else linear.bias.detach().double().cpu()
-    self.P, self.R = P[:, :r].float().contiguous(), R.float()
+    self.Pt, self.R = P[:, :r].T.float().contiguous(), R.float().contiguous()
     self.offset = (-(bias*torch.ones(len(P), dtype=torch.double)) @ R).float()
 
 @patch
 def forward(self:Spectral, x:Tensor, base:Tensor, code:Tensor|None)->Tensor:
     "Base output plus the gated core."
     if self.keep_code and self.M is not None: self.last_code = (1 + torch.tanh((base @ self.R + self.offset) @ self.M.T + self.b)).detach()
-    return spectral_update(base, self.R, self.offset, self.P, self.C, self.M, self.b, self.scale)
+    return spectral_update(base, self.R, self.offset, self.Pt, self.C, self.M, self.b, self.scale)
 
 @patch
 def flops(self:Spectral)->int:

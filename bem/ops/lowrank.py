@@ -7,29 +7,31 @@ __all__ = ['write', 'generated_update', 'gate', 'self_reading_update', 'spectral
 
 # %% ../../nbs/11_ops.lowrank.ipynb #e89bce07
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/11_ops.lowrank.ipynb #96398a37
 def write(
     base:Tensor, # (..., d_out) output of the frozen map
-    h:Tensor, # (..., r) scaled features under their code
-    U:Tensor # (d_out, r) directions written
+    h:Tensor, # (..., r) features under their code
+    Ut:Tensor, # (r, d_out) directions written
+    s:float # scale
 )->Tensor: # (..., d_out)
-    "`base + h Uᵀ` in one accumulating product."
-    return torch.addmm(base.reshape(-1, base.shape[-1]), h.reshape(-1, h.shape[-1]), U.t()).view_as(base)
+    "`base + s h Uᵀ` in one accumulating product."
+    return torch.addmm(base.reshape(-1, base.shape[-1]), h.reshape(-1, h.shape[-1]), Ut, alpha=s).view_as(base)
 
 # %% ../../nbs/11_ops.lowrank.ipynb #461d77c0
 def generated_update(
     x:Tensor, # (..., d_in)
     base:Tensor, # (..., d_out)
-    V:Tensor, # (d_in, r)
-    U:Tensor, # (d_out, r)
+    Vt:Tensor, # (r, d_in)
+    Ut:Tensor, # (r, d_out)
     c:Tensor|None, # code that broadcasts to (..., r); None is a code of ones
     s:float # scale
 )->Tensor: # (..., d_out)
     "Fast form of the generated update; a static LoRA when `c` is None."
-    z = x @ V
-    return write(base, z*s if c is None else z*(c*s), U)
+    z = F.linear(x, Vt)
+    return write(base, z if c is None else z*c, Ut, s)
 
 # %% ../../nbs/11_ops.lowrank.ipynb #5cef4456
 def gate(
@@ -42,22 +44,22 @@ def gate(
     t = torch.addmm(b, z.reshape(-1, z.shape[-1]), M.t()).tanh_().view_as(h)
     return torch.addcmul(h, h, t)
 
-def self_reading_update(x:Tensor, base:Tensor, V:Tensor, U:Tensor, M:Tensor, b:Tensor, s:float)->Tensor:
+def self_reading_update(x:Tensor, base:Tensor, Vt:Tensor, Ut:Tensor, M:Tensor, b:Tensor, s:float)->Tensor:
     "Fast form of the self-reading update."
-    z = x @ V
-    return write(base, gate(z, z, M, b)*s, U)
+    z = F.linear(x, Vt)
+    return write(base, gate(z, z, M, b), Ut, s)
 
 # %% ../../nbs/11_ops.lowrank.ipynb #d372a767
 def spectral_update(
     base:Tensor, # (..., d_out)
     R:Tensor, # (d_out, r) frozen: base output -> features
     offset:Tensor, # (r,) features of minus the bias
-    P:Tensor, # (d_out, r) frozen directions written
+    Pt:Tensor, # (r, d_out) frozen directions written
     C:Tensor, # (r, r) core
     M:Tensor|None, b:Tensor|None, # gate; None for a static core
     s:float
 )->Tensor: # (..., d_out)
     "Fast form of the spectral update."
     z = torch.addmm(offset, base.reshape(-1, base.shape[-1]), R)
-    h = z @ (C.t()*s)
-    return write(base, h if M is None else gate(h, z, M, b), P)
+    h = z @ C.t()
+    return write(base, h if M is None else gate(h, z, M, b), Pt, s)

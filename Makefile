@@ -1,0 +1,42 @@
+# make paper | test | figures | tune | clean-cache.  PROFILE=laptop (default), paper or smoke.  PYTHON names the interpreter, 3.11 or 3.12.
+PROFILE ?= laptop
+PYTHON ?= python3
+VENV ?= .venv
+SHELL := /bin/bash
+READY := $(VENV)/ready
+IN := source $(VENV)/bin/activate &&
+BUSY = { [ $$? -ne 75 ] || echo 'Another batch is running in this folder; wait for it or stop it.' >&2; exit 1; }
+BATCH = mkdir -p .snakemake && $(IN) OMP_NUM_THREADS=1 flock -n -E 75 -o .snakemake/batch.lock snakemake --cores all --config profile=$(PROFILE)
+
+.PHONY: help paper tune figures test lint notebooks readme env
+help:
+	@sed -n '1s/^# //p' Makefile
+
+env: $(READY)
+$(READY): lock/requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python {v[0]}.{v[1]} was found, 3.11 or 3.12 is needed; name one with PYTHON=python3.11.")'
+	$(PYTHON) -m venv $(VENV)
+	$(IN) pip install -q --disable-pip-version-check -r lock/requirements.txt && pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $(READY)
+
+paper: $(READY)  ## everything of a profile: corpus, base, runs, report
+	@$(BATCH) || $(BUSY)
+
+tune: $(READY)  ## learning-rate sweep of a profile; commit reports/tune afterwards
+	@$(BATCH) only=sweep -- sweep || $(BUSY)
+
+figures: $(READY)  ## every figure and table of the committed records, no training
+	@mkdir -p build && $(IN) for n in 90_statistics 91_pareto; do papermill nbs/paper/$$n.ipynb build/$$n.ipynb -k python3 --no-progress-bar -p profile paper 2> build/$$n.log || { tail -n 3 build/$$n.log; exit 1; }; done
+	@echo "Redrawn: figures/ and reports/paper/summary.json"
+
+lint: $(READY)
+	$(IN) ruff check -q nbs tests
+
+notebooks: $(READY)  ## every notebook runs
+	$(IN) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+
+readme: $(READY)
+	$(IN) jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --RegexRemovePreprocessor.patterns='^#\|\s*hide' --output-dir . --output README
+
+test: $(READY) lint notebooks
+	$(IN) OMP_NUM_THREADS=1 pytest
