@@ -87,7 +87,9 @@ def load_record(path:Path)->Record:
     try: fields = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError): raise UserError(f"{path.name} is not whole JSON, it may be truncated; {again}.") from None
     if not isinstance(fields, dict) or fields.get("format") != 1: raise UserError(f"{path.name} has record format {fields.get('format') if isinstance(fields, dict) else None}, this version reads format 1; {again}.")
-    if fields.get("digest") != _digest(fields): raise UserError(f"{path.name} was changed after it was written, its digest does not match; {again}.")
+    try: whole = fields.get("digest") == _digest(fields)
+    except ValueError: whole = False                                  # NaN or infinity, which no record has
+    if not whole: raise UserError(f"{path.name} was changed after it was written, its digest does not match; {again}.")
     return Record(**fields).check()
 
 # %% ../nbs/03_record.ipynb #0b7a7a8e

@@ -13,7 +13,6 @@ from bem.train import TrainConfig, train
 
 every_variant = pytest.mark.parametrize("name", sorted(list_variants()))
 known = lambda why: pytest.mark.xfail(strict=True, reason=why)
-greedy = known("fit_budget fills sites in order and stops: at 2688 parameters bem-self gets 2400, though another pattern has 2592")
 SHAPE = HostConfig(d_model=16, n_layer=2, n_head=2, context=24)
 
 class Case(NamedTuple):
@@ -129,7 +128,7 @@ def test_meets_a_budget_or_says_why_not(name, case, budget):
     except UserError as e: assert "No rank pattern" in str(e) and str(e).endswith(".")
     else: assert abs(attach(host, config).num_parameters()/budget - 1) <= .05
 
-@pytest.mark.parametrize("rank", [pytest.param(2, marks=greedy), pytest.param(4, marks=greedy), 8, 16])
+@pytest.mark.parametrize("rank", [2, 4, 8, 16])
 def test_every_variant_meets_the_budget_of_a_lora(rank):
     host = small_gpt(); budget = count_parameters(get_variant("lora", rank=rank), host)
     found = {name: count_parameters(fit_budget(get_variant(name), host, budget), host)/budget for name in list_variants()}

@@ -108,8 +108,8 @@ def attach(self:Adapter)->"Adapter":
     host = self.host
     if getattr(host, "adapter", None) is not None: raise UserError("This host has an adapter already; call its detach() first.")
     modules = dict(host.named_modules())
-    for s, u, part in zip(self.sites, self.updates.values(), self._parts):
-        u.bind(modules[s.name]); self._handles.append(modules[s.name].register_forward_hook(self._at_site(u, part)))
+    for s, u in zip(self.sites, self.updates.values()): u.bind(modules[s.name])      # may refuse, so it comes before any hook
+    for s, u, part in zip(self.sites, self.updates.values(), self._parts): self._handles.append(modules[s.name].register_forward_hook(self._at_site(u, part)))
     if self.controller is not None: self._handles.append(host.blocks[0].register_forward_pre_hook(self._before_first_block))
     self._flags = [(p, p.requires_grad) for p in host.parameters()]
     for p, _ in self._flags: p.requires_grad_(False)
@@ -225,5 +225,7 @@ def load(
     except UserError: raise
     except Exception as e: raise UserError(f"{folder} holds no adapter that can be read ({type(e).__name__}: {e}); save it again with Adapter.save.") from None
     if (now := fingerprint(host, find_sites(host, config.sites))) != meta["host"]: raise UserError(f"The adapter in {folder} was trained on the host {meta['host']}, this one is {now}; load that host first.")
-    adapter = attach(host, config); adapter.load_state_dict(weights)
+    adapter = attach(host, config)
+    try: adapter.load_state_dict(weights)
+    except RuntimeError: adapter.detach(); raise UserError(f"The weights in {folder} do not fit its adapter_config.json; save the adapter again with Adapter.save.") from None
     return adapter
