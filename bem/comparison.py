@@ -9,7 +9,7 @@ __all__ = ['Side', 'Verdict', 'CustomTestResult', 'register_test', 'get_test', '
 # %% ../nbs/51_comparison.ipynb #a0c979b6
 from typing import Callable, Literal, NamedTuple
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from scipy import stats as sps
 from .stats import StatisticalValidationError, bca_interval, benjamini_hochberg_correction, checked, cohens_dz, minimum_detectable_effect, sign_flip, sign_flip_many, two_level_bootstrap, two_level_many, two_level_se
 
@@ -119,7 +119,8 @@ def compare(
     "Compare two arms on one metric and slice."
     d = paired(baseline, variant, lower_is_better)
     kw, base, se = dict(n_resamples=n_resamples, seed=seed), float(np.mean(baseline)), float(two_level_se(d))
-    r = CustomTestResult.model_validate(get_test(test)(d, **kw))
+    try: r = CustomTestResult.model_validate(get_test(test)(d, **kw))
+    except ValidationError as e: raise StatisticalValidationError(f"The test {test!r} returned {e.errors()[0]['loc'][0]} = {e.errors()[0]['input']!r}, which is refused; a test returns finite numbers and a p between 0 and 1.") from None
     items = bca_interval(d.mean(0), **kw) if d.shape[1] > 2 else None
     return Comparison(family=family, variant=variant_name, baseline=baseline_name, metric=metric, slice=slice, side=side,
         n_seeds=d.shape[0], n_items=d.shape[1], effect=d.mean(), effect_relative=d.mean()/abs(base) if base else None,

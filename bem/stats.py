@@ -226,7 +226,8 @@ def benjamini_hochberg_correction(
     alpha:float=0.05 # bound q on the false discovery rate
 )->Adjusted: # has `.rejected` and `.adjusted`
     "Benjamini-Hochberg step-up over a family; refuses an empty family and p-values outside [0, 1]."
-    p = np.atleast_1d(np.asarray(p_values, float))
+    try: p = np.atleast_1d(np.asarray(p_values, float))
+    except (TypeError, ValueError): raise StatisticalValidationError(f"p_values = {p_values!r} are not all numbers; pass a flat list of numbers between 0 and 1.") from None
     if not p.size or p.ndim > 1: raise StatisticalValidationError(f"p_values has shape {p.shape}, but one family of at least one p-value is needed; pass a flat list.")
     bad = np.flatnonzero(~((p >= 0) & (p <= 1)))
     if bad.size: raise StatisticalValidationError(f"p_values[{bad[0]}] is {p[bad[0]]}, but a p-value lies in [0, 1]; repair or leave out that comparison.")

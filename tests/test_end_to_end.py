@@ -52,22 +52,23 @@ def finish(process):
     return text
 
 def wait_for_a_run(process):
-    "Read Snakemake's log up to the count that follows its first finished run."
-    done, text = False, ""
+    "Read Snakemake's log up to the count that follows its first finished run; returns the names of the rules that have finished."
+    done, text = [], ""
     for line in process.stdout:
-        text += line; done = done or "Finished job" in line and "run_" in line
-        if done and "steps (" in line: return
+        text += line; done += re.findall(r"Finished job.*\bRule: (run_\w+)", line)
+        if done and "steps (" in line: return done
     raise AssertionError(f"no run finished:\n{text}")
 
+def rule(name): return "run_" + re.sub(r"\W", "_", name.removesuffix(".json"))
 def marks(folder): return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns, digest(p.read_bytes())) for p in folder.glob("*.json")}
 
 def test_a_killed_batch_resumes_and_then_rests(tree, batch):
     records = tree/"reports"/"smoke"/"records"
     first = batch()
-    try: wait_for_a_run(first)
+    try: done = wait_for_a_run(first)
     finally: os.killpg(first.pid, signal.SIGKILL); first.wait(); first.stdout.close()
-    before = {n: m for n, m in marks(records).items() if (tree/"reports"/"smoke"/"runs"/f"{n}.ipynb").exists()}
-    assert before and all(load_record(p) for p in records.glob("*.json"))      # what is there is whole
+    before = {n: m for n, m in marks(records).items() if rule(n) in done}
+    assert len(before) == len(done) and all(load_record(p) for p in records.glob("*.json"))      # what is there is whole
     finish(batch("--unlock"))
     finish(batch("--rerun-incomplete"))
     after = marks(records)
