@@ -172,9 +172,12 @@ def path(self:Run)->Path: # where the record belongs
     return REPORTS/s.profile/"records"/f"{s.variant}-s{s.seed}-{self.key[:8]}.json"
 
 def finish(record:Record, path:Path)->Path:
-    "Save a record and remove what it replaces: records of the same run under another key."
+    "Save a record and remove what it replaces: records of the same run under another key; raises `UserError` if the code changed since the batch began."
+    name, _, key = path.stem.rpartition("-")
+    batch = path.parent.is_relative_to(REPORTS)                # elsewhere, files belong to the user and are left alone
+    if batch and key != record.key[:8]: raise UserError(f"{path.name} was asked for, but the run's key is now {record.key[:8]}: code, data or parameters changed under the batch; start the batch again.")
     save_record(record, path)
-    for old in path.parent.glob(path.stem.rsplit("-", 1)[0] + "-????????.json"):
+    for old in path.parent.glob(f"{name}-????????.json") if batch else ():
         if old != path: old.unlink()
     return path
 

@@ -185,6 +185,7 @@ def fit_budget(
     tolerance:float=.05 # relative
 )->AdapterConfig: # with rank and rank_pattern set
     "The configuration at a budget; raises `UserError` if no rank pattern comes within the tolerance."
+    if budget < 1: raise UserError(f"A budget of {budget} parameters is too small for any adapter; give at least 1.")
     miss = lambda c: abs(count_parameters(c, host) - budget)
     sites = find_sites(host, config.sites); top = min(min(s.d_in, s.d_out) for s in sites)
     rank = max((r for r in range(1, top + 1) if count_parameters(config.model_copy(update=dict(rank=r, rank_pattern={})), host) <= budget), default=1)
