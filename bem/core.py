@@ -15,7 +15,7 @@ from typing import Any, Iterable
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-# %% ../nbs/00_core.ipynb #220ddf45
+# %% ../nbs/00_core.ipynb #82c46a83
 def find_root()->Path: # the checkout: `BEM_ROOT` if set, else the folder above the package
     "Folder that holds `nbs/`, `data/` and `reports/`."
     root = Path(os.environ.get("BEM_ROOT") or Path(find_spec("bem").origin).resolve().parents[1])
@@ -24,18 +24,18 @@ def find_root()->Path: # the checkout: `BEM_ROOT` if set, else the folder above 
 
 ROOT = find_root()
 
-# %% ../nbs/00_core.ipynb #8016473d
+# %% ../nbs/00_core.ipynb #3a4c0832
 def cache_dir()->Path: # created if missing
     "Folder for everything that can be downloaded or trained again."
     path = Path(os.environ.get("BEM_CACHE") or ROOT/"cache")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
-# %% ../nbs/00_core.ipynb #c7d15056
+# %% ../nbs/00_core.ipynb #ad28a303
 class UserError(ValueError):
     "Input that cannot be used; the message is one sentence with the value, the rule and the way out."
 
-# %% ../nbs/00_core.ipynb #ad28a303
+# %% ../nbs/00_core.ipynb #bfda329c
 def _sentence(name:str, err:ValidationError, fields:Iterable[str])->str:
     "First problem of a pydantic error, as a sentence."
     e = err.errors()[0]
@@ -44,7 +44,7 @@ def _sentence(name:str, err:ValidationError, fields:Iterable[str])->str:
     if e["type"] == "missing": return f"{name} needs the key '{key}', which is missing."
     return f"{name}.{key} = {given} is refused: {e['msg'].removeprefix('Value error, ').rstrip('.')}."
 
-# %% ../nbs/00_core.ipynb #25b84007
+# %% ../nbs/00_core.ipynb #485a8ffb
 class Config(BaseModel):
     "Immutable, strictly typed configuration; raises `UserError` on an unknown key, a wrong type or an impossible value."
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -52,7 +52,7 @@ class Config(BaseModel):
         try: super().__init__(**data)
         except ValidationError as e: raise UserError(_sentence(type(self).__name__, e, type(self).model_fields)) from None
 
-# %% ../nbs/00_core.ipynb #501d1f99
+# %% ../nbs/00_core.ipynb #639a78a3
 def canonical(obj:Any)->str: # anything made of dicts, lists, strings, numbers and Configs
     "Canonical JSON: equal content gives equal text."
     dump = lambda o: o.model_dump() if isinstance(o, BaseModel) else str(o)
@@ -62,7 +62,7 @@ def digest(obj:Any, n:int=16)->str: # first `n` hexadecimal digits of the SHA-25
     "Hash of the canonical JSON of `obj`; bytes are hashed as they are."
     return hashlib.sha256(obj if isinstance(obj, bytes) else canonical(obj).encode()).hexdigest()[:n]
 
-# %% ../nbs/00_core.ipynb #639a78a3
+# %% ../nbs/00_core.ipynb #7b41c71d
 _skip = {"type_params", "type_comment", "kind", "type_ignores"}   # fields that differ between Python versions, not in meaning
 
 def _tree(node:Any)->Any:
@@ -74,13 +74,13 @@ def _tree(node:Any)->Any:
         if isinstance(body[0], ast.Expr) and isinstance(getattr(body[0].value, "value", None), str): node.body = body[1:]
     return [type(node).__name__] + [[f, _tree(v)] for f, v in ast.iter_fields(node) if f not in _skip]
 
-# %% ../nbs/00_core.ipynb #27391b4f
+# %% ../nbs/00_core.ipynb #8b1d06af
 @cache
 def source_hash(code:str)->str: # Python source
     "Hash of what the code does: unchanged by comments, docstrings and layout."
     return digest(_tree(ast.parse(code)))
 
-# %% ../nbs/00_core.ipynb #7b41c71d
+# %% ../nbs/00_core.ipynb #d4db7dbb
 @cache
 def _imports(code:str, module:str="")->frozenset[str]:
     "Names of `bem` modules that this code imports; `module` is the code's own name, to which relative imports refer."
@@ -92,7 +92,7 @@ def _imports(code:str, module:str="")->frozenset[str]:
         if isinstance(n, ast.Import): out |= {a.name for a in n.names if a.name.startswith("bem.")}
     return frozenset(out)
 
-# %% ../nbs/00_core.ipynb #8b1d06af
+# %% ../nbs/00_core.ipynb #22a0ef74
 def module_path(
     name:str # dotted name, e.g. `bem.adapters.lora`
 )->Path|None: # the file, or None if there is no such module
@@ -114,7 +114,7 @@ def code_closure(
         todo |= _imports(text, name)
     return dict(sorted(found.items()))
 
-# %% ../nbs/00_core.ipynb #d4db7dbb
+# %% ../nbs/00_core.ipynb #c5e50e7b
 def notebook_code(path:Path)->str: # path of an .ipynb file
     "Source of the code cells of a notebook, magics removed."
     cells = json.loads(Path(path).read_text())["cells"]
@@ -129,7 +129,7 @@ def code_hash(
     code = notebook_code(notebook)
     return digest([source_hash(code), code_closure(code, extra)])
 
-# %% ../nbs/00_core.ipynb #a4d503d2
+# %% ../nbs/00_core.ipynb #6dc43f55
 def atomic_write(
     path:Path, # target; its folder is created
     content:str|bytes # text is written as UTF-8
@@ -145,7 +145,7 @@ def atomic_write(
         Path(tmp).unlink(missing_ok=True); raise
     return path
 
-# %% ../nbs/00_core.ipynb #348dffcd
+# %% ../nbs/00_core.ipynb #52c9bbc9
 def read_yaml(path:Path)->dict: # parsed mapping
     "Read a YAML mapping; raises `UserError` if the file is missing or is something else."
     path = Path(path)

@@ -17,7 +17,7 @@ from .record import Record, load_record
 from .runs import REPORTS, Family, Plan, Run, batch, load_plan, resolve
 from .comparison import Comparison, compare, judge_family
 
-# %% ../nbs/54_evidence.ipynb #eed49934
+# %% ../nbs/54_evidence.ipynb #529d021d
 def find_record(run:Run)->tuple[Path, bool]: # path and whether it is stale
     "The record of a run; raises `UserError` if there is none, or several that claim it."
     if run.path.exists(): return run.path, False
@@ -27,7 +27,7 @@ def find_record(run:Run)->tuple[Path, bool]: # path and whether it is stale
     if len(old) > 1: raise UserError(f"{' and '.join(p.name for p in old)} claim the same run, {s.variant} with seed {s.seed}; delete the one that is wrong.")
     return old[0], True
 
-# %% ../nbs/54_evidence.ipynb #529d021d
+# %% ../nbs/54_evidence.ipynb #75f149b4
 def gather(
     profile:str, # whose batch
     runs:list[Run]|None=None # other runs than the batch's
@@ -41,7 +41,7 @@ def gather(
         if len(seen := {getattr(r, what) for r in records}) > 1: raise UserError(f"The records of {profile} disagree about their {what} ({', '.join(sorted(seen))}); run `make paper PROFILE={profile}` again.")
     return records, [f"{run.spec.variant}, seed {run.spec.seed}" for run, _, stale in found if stale]
 
-# %% ../nbs/54_evidence.ipynb #072c43b6
+# %% ../nbs/54_evidence.ipynb #b1c07f22
 def pick(r:Record, slice:str)->np.ndarray: # (documents,)
     "Scores of one record on a domain, or on the `mixture` of all but prose."
     domains = sorted(d for d in r.scores if d != "prose") if slice == "mixture" else [slice]
@@ -62,7 +62,7 @@ def shared_seeds(records:list[Record], *variants:str)->list[int]:
     "Seeds that all the variants have."
     return sorted(set.intersection(*({r.seed for r in records if r.variant == v} for v in variants)))
 
-# %% ../nbs/54_evidence.ipynb #dc85fa95
+# %% ../nbs/54_evidence.ipynb #804c7b83
 COSTS = {"params_ratio": "params_trainable", "flops_ratio": "flops_per_token", "memory_ratio": "memory_bytes"}
 
 def mean_cost(records:list[Record], variant:str, cost:str)->float:
@@ -74,7 +74,7 @@ def budget(records:list[Record], variant:str, baseline:str)->dict[str, float]:
     ratios = {k: mean_cost(records, variant, c)/mean_cost(records, baseline, c) for k, c in COSTS.items()}
     return {"params_trainable": mean_cost(records, variant, "params_trainable"), **{k: round(v, 4) for k, v in ratios.items()}}
 
-# %% ../nbs/54_evidence.ipynb #804c7b83
+# %% ../nbs/54_evidence.ipynb #18627e2e
 def families(records:list[Record], plan:Plan, anchor:str="lora")->list[tuple[Family, bool]]: # family and whether it is planned
     "Families of the plan whose arms are there, then one for variants that the plan does not name."
     have = Counter(r.variant for r in records)
@@ -92,7 +92,7 @@ def judge(records:list[Record], family:Family, exploratory:bool, n_resamples:int
                                slice=slice, side=family.side, exploratory=exploratory, budget=budget(records, variant, baseline), n_resamples=n_resamples))
     return judge_family(out, margin=family.margin)
 
-# %% ../nbs/54_evidence.ipynb #18627e2e
+# %% ../nbs/54_evidence.ipynb #d393e4c1
 def summary(profile:str, records:list[Record], stale:list[str], judged:list[tuple[Family, bool, list[Comparison]]], checks:dict)->dict:
     "Content of `summary.json`."
     one = lambda what: " + ".join(sorted({what(r) for r in records}))

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from .core import ROOT, atomic_write
 
-# %% ../nbs/53_figures.ipynb #bef80d9d
+# %% ../nbs/53_figures.ipynb #f9efd179
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 STYLE = {"svg.hashsalt": "bem", "axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
          "figure.dpi": 100, "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False}
@@ -22,7 +22,7 @@ def colour(name:str, names:list[str])->str: # hexadecimal
     "Colour of `name` among `names`; the same in every figure that lists the same names."
     return PALETTE[sorted(names).index(name) % len(PALETTE)]
 
-# %% ../nbs/53_figures.ipynb #7d8cb75b
+# %% ../nbs/53_figures.ipynb #1a9bc3e2
 def rounded(x)->object: # plain numbers, lists and dicts
     "Numbers to six significant digits, arrays as lists."
     if isinstance(x, dict): return {str(k): rounded(v) for k, v in x.items()}

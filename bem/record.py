@@ -14,7 +14,7 @@ from typing import Literal
 from fastcore.basics import patch
 from .core import Config, ROOT, UserError, atomic_write, canonical, digest
 
-# %% ../nbs/03_record.ipynb #b821d3b6
+# %% ../nbs/03_record.ipynb #0b8135eb
 class Codes(Config):
     "Codes of one site over one probe sequence, for the eye."
     site:str                       # site name
@@ -27,7 +27,7 @@ class Curve(Config):
     step:list[int]                 # optimiser steps done
     bits_per_byte:list[float]      # mean over the validation windows
 
-# %% ../nbs/03_record.ipynb #0b8135eb
+# %% ../nbs/03_record.ipynb #38eab314
 class Record(Config):
     "Everything that one run leaves behind."
     format:Literal[1] = 1
@@ -49,7 +49,7 @@ class Record(Config):
     environment:dict[str, str]           # hardware and versions
     digest:str = ""                      # hash of all the rest, set by `save_record`
 
-# %% ../nbs/03_record.ipynb #f01caedf
+# %% ../nbs/03_record.ipynb #9f5756ba
 @patch
 def check(self:Record)->"Record":
     "Raise `UserError` unless status and scores agree."
@@ -58,7 +58,7 @@ def check(self:Record)->"Record":
     if self.status == "diverged" and n: raise UserError(f"The record of {self.variant}, seed {self.seed}, diverged but has scores; run it again.")
     return self
 
-# %% ../nbs/03_record.ipynb #7d06ebe2
+# %% ../nbs/03_record.ipynb #8cf0d5fd
 def cpu_name()->str:
     "Model name of the processor."
     try: return next(l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name"))
@@ -73,7 +73,7 @@ def lock_hash()->str: # 16 hexadecimal digits
     "Hash of the lock file."
     return digest((ROOT/"lock"/"requirements.txt").read_bytes())
 
-# %% ../nbs/03_record.ipynb #7b6b51c7
+# %% ../nbs/03_record.ipynb #f4f9ec59
 def _digest(fields:dict)->str: return digest({k: v for k, v in fields.items() if k != "digest"})
 
 def save_record(record:Record, path:Path)->Path:
@@ -92,7 +92,7 @@ def load_record(path:Path)->Record:
     if not whole: raise UserError(f"{path.name} was changed after it was written, its digest does not match; {again}.")
     return Record(**fields).check()
 
-# %% ../nbs/03_record.ipynb #0b7a7a8e
+# %% ../nbs/03_record.ipynb #0e6eed40
 def load_records(folder:Path)->list[Record]: # sorted by variant, seed and learning rate
     "Every record of a folder; raises `UserError` if two claim the same run."
     paths = sorted(Path(folder).glob("*.json")); records = [load_record(p) for p in paths]

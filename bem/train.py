@@ -20,7 +20,7 @@ from .core import Config, UserError, atomic_write, cache_dir, code_closure, dige
 from .data import Corpus, Sampler, load_corpus, score_windows, shift
 from .host import HostConfig, SmallGPT, small_gpt
 
-# %% ../nbs/41_train.ipynb #54befb0a
+# %% ../nbs/41_train.ipynb #2e6e899e
 class TrainConfig(Config):
     "Length and size of a training run; the learning rate is the peak of the schedule."
     steps:int = Field(20, ge=1)            # optimiser steps
@@ -33,7 +33,7 @@ def schedule(step:int, steps:int)->float: # between 0 and 1
     warm = max(1, round(.05*steps))
     return (step + 1)/warm if step < warm else .5*(1 + math.cos(math.pi*(step - warm)/(steps - warm)))
 
-# %% ../nbs/41_train.ipynb #c8bdf71c
+# %% ../nbs/41_train.ipynb #9fa463e0
 def nll(model:nn.Module, y:Tensor)->Tensor: # targets (b, t), -1 where nothing is scored -> (b, t)
     "Negative log-likelihood of every byte, in nats; 0 where the target is -1."
     x = torch.from_numpy(shift(y.clamp(min=0).cpu().numpy())).to(y.device)
@@ -55,7 +55,7 @@ def score(
     bytes_ = (y >= 0).sum(1).numpy()
     return np.bincount(owner, losses)/np.bincount(owner, bytes_)/math.log(2)
 
-# %% ../nbs/41_train.ipynb #ac2c6c8d
+# %% ../nbs/41_train.ipynb #347b8923
 def quiet()->bool: return bool(os.environ.get("IN_TEST") or os.environ.get("BEM_QUIET"))
 
 def optimiser_step(model:nn.Module, params:list[nn.Parameter], opt:torch.optim.Optimizer, y:np.ndarray)->float: # nats per byte before the step
@@ -66,7 +66,7 @@ def optimiser_step(model:nn.Module, params:list[nn.Parameter], opt:torch.optim.O
     opt.step(); opt.zero_grad(set_to_none=True)
     return loss.item()
 
-# %% ../nbs/41_train.ipynb #71981366
+# %% ../nbs/41_train.ipynb #63dee3ac
 def train(
     model:nn.Module, # its parameters that require a gradient are trained
     docs:dict[str, list[bytes]], # domain -> training documents
@@ -86,7 +86,7 @@ def train(
         if len(watch) and (i + 1) % every == 0: steps.append(i + 1); curve.append(float(score(model, watch, context, 1).mean()))
     return steps, curve
 
-# %% ../nbs/41_train.ipynb #0ae392bd
+# %% ../nbs/41_train.ipynb #9c35eb8d
 def base_key(host:HostConfig, config:TrainConfig, data_hash:str)->str: # 16 hexadecimal digits
     "Name of a base: everything that determines its weights."
     return digest([host, config, data_hash, code_closure("", ["bem.train"])])

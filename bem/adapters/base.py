@@ -20,7 +20,7 @@ import bem
 from ..core import Config, ROOT, UserError, atomic_write, canonical
 from ..host import Site, find_sites
 
-# %% ../../nbs/30_adapters.base.ipynb #fe861f99
+# %% ../../nbs/30_adapters.base.ipynb #33b087ff
 class AdapterConfig(Config):
     "What all adapters share."
     rank:int = Field(8, ge=1)                                 # directions per site
@@ -41,7 +41,7 @@ class AdapterConfig(Config):
         "What writes codes from hidden states, if anything does."
         return None
 
-# %% ../../nbs/30_adapters.base.ipynb #e64ce5f1
+# %% ../../nbs/30_adapters.base.ipynb #a0696e9a
 class Update(nn.Module):
     "Adapted output of one site."
     n_code:int = 0
@@ -60,7 +60,7 @@ class Update(nn.Module):
         "Multiply-adds times two of the update's matrix products, per token."
         raise NotImplementedError
 
-# %% ../../nbs/30_adapters.base.ipynb #a0696e9a
+# %% ../../nbs/30_adapters.base.ipynb #bc5be69a
 class Adapter(nn.Module):
     "A controller and one update per site, attached to a host."
     def __init__(self, host:nn.Module, config:AdapterConfig):
@@ -85,7 +85,7 @@ class Adapter(nn.Module):
         "Trainable parameters, controller included."
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-# %% ../../nbs/30_adapters.base.ipynb #4c33a444
+# %% ../../nbs/30_adapters.base.ipynb #c44965d5
 @patch
 def _before_first_block(self:Adapter, module, args):
     "Write the codes of this call from the hidden states that enter the first block."
@@ -101,7 +101,7 @@ def _at_site(self:Adapter, update:Update, part:tuple[int, int]):
         return update(args[0], out, code)
     return hook
 
-# %% ../../nbs/30_adapters.base.ipynb #40480431
+# %% ../../nbs/30_adapters.base.ipynb #5bb5cc72
 @patch
 def attach(self:Adapter)->"Adapter":
     "Put the hooks in place; raises `UserError` if the host has an adapter already."
@@ -125,7 +125,7 @@ def detach(self:Adapter)->nn.Module: # the host
     self._handles, self._flags, self._codes = [], [], None
     return host
 
-# %% ../../nbs/30_adapters.base.ipynb #bc5be69a
+# %% ../../nbs/30_adapters.base.ipynb #d08d3576
 def attach(
     host:nn.Module, # a model with sites
     config:AdapterConfig|str, # a configuration, or the name of a registered variant
@@ -137,7 +137,7 @@ def attach(
         torch.manual_seed(seed)
         return Adapter(host, config).attach()
 
-# %% ../../nbs/30_adapters.base.ipynb #1728e7c4
+# %% ../../nbs/30_adapters.base.ipynb #91a1c692
 _registry:dict[str, AdapterConfig] = {}
 
 def register(name:str, config:AdapterConfig)->None:
@@ -161,7 +161,7 @@ def list_variants()->dict[str, str]: # variant -> module that registers it
             out[name] = f"bem.adapters.{path.stem}"
     return out
 
-# %% ../../nbs/30_adapters.base.ipynb #e4426d37
+# %% ../../nbs/30_adapters.base.ipynb #4b53c809
 def get_variant(
     name:str, # registered name
     **changes # fields that differ from the registered configuration
@@ -173,7 +173,7 @@ def get_variant(
     config = _registry[name]
     return type(config)(**{**config.model_dump(), **changes})
 
-# %% ../../nbs/30_adapters.base.ipynb #91a1c692
+# %% ../../nbs/30_adapters.base.ipynb #6a08abb6
 def count_parameters(config:AdapterConfig, host:nn.Module)->int: # trainable parameters
     "Size of an adapter that is not built."
     with torch.device("meta"): return Adapter(host, config).num_parameters()
@@ -197,7 +197,7 @@ def fit_budget(
     if abs(n/budget - 1) > tolerance: raise UserError(f"No rank pattern of {type(config).__name__} meets {budget} parameters within {tolerance:.0%}; the nearest has {n}.")
     return out
 
-# %% ../../nbs/30_adapters.base.ipynb #e6031049
+# %% ../../nbs/30_adapters.base.ipynb #9cca9f2f
 def fingerprint(host:nn.Module, sites:list[Site])->str: # 16 hexadecimal digits
     "Hash of the frozen maps that an adapter changes."
     modules, h = dict(host.named_modules()), hashlib.sha256()
@@ -212,7 +212,7 @@ def save(self:Adapter, folder:str|Path)->Path:
     atomic_write(folder/"adapter.safetensors", st_torch.save({k: v.contiguous() for k, v in self.state_dict().items()}))
     return atomic_write(folder/"adapter_config.json", json.dumps(meta, indent=1))
 
-# %% ../../nbs/30_adapters.base.ipynb #97f45402
+# %% ../../nbs/30_adapters.base.ipynb #50e5ecc7
 def load(
     host:nn.Module,
     folder:str|Path # what `Adapter.save` wrote

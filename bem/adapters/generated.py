@@ -17,7 +17,7 @@ from ..host import Site
 from ..ops.lowrank import generated_update, self_reading_update
 from ..routing.controller import ChunkController
 
-# %% ../../nbs/33_adapters.generated.ipynb #d669d561
+# %% ../../nbs/33_adapters.generated.ipynb #65089da6
 class ConstantCode(LowRank):
     "`c = 1 + b`, learned and the same everywhere."
     def __init__(self, site:Site, rank:int, alpha:float):
@@ -26,7 +26,7 @@ class ConstantCode(LowRank):
         return generated_update(x, base, self.Vt, self.Ut, 1 + self.b, self.scale)
     def flops(self)->int: return super().flops() + self.rank
 
-# %% ../../nbs/33_adapters.generated.ipynb #1324758b
+# %% ../../nbs/33_adapters.generated.ipynb #2ef7fcb9
 class SelfReading(LowRank):
     "The code of a token is read from the token's own low-rank features."
     def __init__(self, site:Site, rank:int, alpha:float):
@@ -37,7 +37,7 @@ class SelfReading(LowRank):
         return self_reading_update(x, base, self.Vt, self.Ut, self.M, self.b, self.scale)
     def flops(self)->int: return super().flops() + 2*self.rank**2 + self.rank
 
-# %% ../../nbs/33_adapters.generated.ipynb #2ef7fcb9
+# %% ../../nbs/33_adapters.generated.ipynb #9b30db60
 class ChunkCode(LowRank):
     "The code comes from the controller, constant within a chunk."
     def __init__(self, site:Site, rank:int, alpha:float):
@@ -47,7 +47,7 @@ class ChunkCode(LowRank):
         return generated_update(x, base, self.Vt, self.Ut, code, self.scale)
     def flops(self)->int: return super().flops() + self.rank
 
-# %% ../../nbs/33_adapters.generated.ipynb #ac840f44
+# %% ../../nbs/33_adapters.generated.ipynb #aae665f2
 LEVELS = {"constant": ConstantCode, "self": SelfReading, "chunk": ChunkCode}
 
 class GeneratedConfig(AdapterConfig):
@@ -68,7 +68,7 @@ class GeneratedConfig(AdapterConfig):
         "The controller of the chunk level."
         return ChunkController(d_model, n_code, self.chunk, self.hidden, self.ema)
 
-# %% ../../nbs/33_adapters.generated.ipynb #9b30db60
+# %% ../../nbs/33_adapters.generated.ipynb #1db21e2c
 register("bem-constant", GeneratedConfig(level="constant"))
 register("bem-self", GeneratedConfig(level="self"))
 register("bem-chunk", GeneratedConfig(level="chunk"))

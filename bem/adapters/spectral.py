@@ -16,7 +16,7 @@ from ..core import UserError
 from ..host import Site
 from ..ops.lowrank import spectral_update
 
-# %% ../../nbs/34_adapters.spectral.ipynb #f0b5459c
+# %% ../../nbs/34_adapters.spectral.ipynb #e2cb06bb
 class Spectral(Update):
     "Core between frozen singular directions, gated by a self-reading code if `gated`."
     def __init__(self, 
@@ -29,7 +29,7 @@ class Spectral(Update):
         for name, shape in dict(Pt=(rank, site.d_out), R=(site.d_out, rank), offset=(rank,)).items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
 
-# %% ../../nbs/34_adapters.spectral.ipynb #e2cb06bb
+# %% ../../nbs/34_adapters.spectral.ipynb #81f012e0
 @patch
 def bind(self:Spectral, linear:nn.Linear)->None:
     "Take the leading singular directions; raises `UserError` if the map has fewer than `rank`."
@@ -50,7 +50,7 @@ def flops(self:Spectral)->int:
     "Read and write at the output width, and one or two cores."
     return 4*self.rank*self.site.d_out + (4 if self.M is not None else 2)*self.rank**2
 
-# %% ../../nbs/34_adapters.spectral.ipynb #81f012e0
+# %% ../../nbs/34_adapters.spectral.ipynb #b033356e
 class SpectralConfig(AdapterConfig):
     "Spectral adapter with a static core or a self-reading code."
     code:Literal["none", "self"] = "self"   # what gates the core

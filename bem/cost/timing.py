@@ -12,13 +12,13 @@ import numpy as np
 from scipy.stats import binom
 from ..core import UserError
 
-# %% ../../nbs/61_cost.timing.ipynb #33806edb
+# %% ../../nbs/61_cost.timing.ipynb #34b51cc3
 def order(names:list[str], i:int)->list[str]:
     "Order of the arms in round `i`."
     n = len(names); rotated = names[i % n:] + names[:i % n]
     return rotated if i//n % 2 == 0 else rotated[::-1]
 
-# %% ../../nbs/61_cost.timing.ipynb #940ee463
+# %% ../../nbs/61_cost.timing.ipynb #ced84f7f
 def interleave(
     arms:dict[str, Callable[[], object]], # name -> what is timed; the result is thrown away
     repeats:int, # timed rounds
@@ -36,7 +36,7 @@ def interleave(
             if i >= 0: times[name][i] = clock() - start
     return times
 
-# %% ../../nbs/61_cost.timing.ipynb #e6ec31d0
+# %% ../../nbs/61_cost.timing.ipynb #4a2bf991
 def median_interval(
     x:np.ndarray, # (n,) independent values
     confidence:float=.95
@@ -48,7 +48,7 @@ def median_interval(
     k = int(binom.ppf((1 - confidence)/2, len(x), .5))
     return float(np.median(x)), float(x[k - 1]), float(x[-k])
 
-# %% ../../nbs/61_cost.timing.ipynb #75922662
+# %% ../../nbs/61_cost.timing.ipynb #9b97e5f3
 def ratios(
     times:dict[str, np.ndarray], # from `interleave`
     peer:str, # the arm that the others are divided by

@@ -9,7 +9,7 @@ __all__ = ['generated_update', 'generated_update_backward', 'self_reading_update
 import torch
 from torch import Tensor
 
-# %% ../../nbs/10_ops.reference.ipynb #37cfdb8a
+# %% ../../nbs/10_ops.reference.ipynb #c6ce8747
 def generated_update(
     x:Tensor, # (..., d_in)
     base:Tensor, # (..., d_out) output of the frozen map
@@ -21,7 +21,7 @@ def generated_update(
     "Base output plus the low-rank update under code `c`."
     return base + s*((x @ V)*c) @ U.T
 
-# %% ../../nbs/10_ops.reference.ipynb #8caedbe4
+# %% ../../nbs/10_ops.reference.ipynb #950572f8
 def generated_update_backward(
     G:Tensor, # (n, d_out) gradient of the loss at the output
     x:Tensor, # (n, d_in)
@@ -32,7 +32,7 @@ def generated_update_backward(
     z, g = x @ V, G @ U
     return s*(g*c) @ V.T, s*x.T @ (g*c), s*G.T @ (z*c), s*z*g
 
-# %% ../../nbs/10_ops.reference.ipynb #8bde52aa
+# %% ../../nbs/10_ops.reference.ipynb #8f712e69
 def self_reading_update(
     x:Tensor, base:Tensor, V:Tensor, U:Tensor,
     M:Tensor, # (r, r) how features move the code
@@ -43,7 +43,7 @@ def self_reading_update(
     z = x @ V
     return generated_update(x, base, V, U, 1 + torch.tanh(z @ M.T + b), s)
 
-# %% ../../nbs/10_ops.reference.ipynb #42b0c26f
+# %% ../../nbs/10_ops.reference.ipynb #c223ee70
 def spectral_update(
     x:Tensor, # (..., d_in)
     base:Tensor, # (..., d_out)

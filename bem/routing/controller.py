@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core import UserError
 
-# %% ../../nbs/20_routing.controller.ipynb #d342c790
+# %% ../../nbs/20_routing.controller.ipynb #f7eed6bb
 @dataclass
 class RoutingState:
     "What the controller carries from one piece of a sequence to the next."
@@ -22,7 +22,7 @@ class RoutingState:
     total:Tensor  # (b, d) sum of the hidden states of the unfinished chunk
     code:Tensor   # (b, r) smoothed code of the current chunk
 
-# %% ../../nbs/20_routing.controller.ipynb #f7eed6bb
+# %% ../../nbs/20_routing.controller.ipynb #2ea852e6
 class ChunkController(nn.Module):
     "Codes from the chunk before; streaming and batched forms are the same computation."
     def __init__(self,
@@ -41,7 +41,7 @@ class ChunkController(nn.Module):
         "What each finished chunk says about the next one."
         return torch.tanh(self.outer(F.gelu(self.inner(F.layer_norm(means, means.shape[-1:])))))
 
-# %% ../../nbs/20_routing.controller.ipynb #58250d36
+# %% ../../nbs/20_routing.controller.ipynb #7678a2fe
 def chunk_sums(
     h:Tensor, # (b, t, d) hidden states
     first:int, # how many tokens of the first chunk were read before
@@ -52,7 +52,7 @@ def chunk_sums(
     h = F.pad(h, (0, 0, first, -(first + t) % n))
     return h.view(b, -1, n, d).sum(2)
 
-# %% ../../nbs/20_routing.controller.ipynb #2795c134
+# %% ../../nbs/20_routing.controller.ipynb #f3ae0dc5
 def smooth(
     codes:Tensor, # (b, k, r) new codes, in order
     start:Tensor, # (b, r) smoothed code before them
@@ -64,7 +64,7 @@ def smooth(
     for c in codes.unbind(1): out.append(rho*out[-1] + (1 - rho)*c)
     return torch.stack(out, 1)
 
-# %% ../../nbs/20_routing.controller.ipynb #c4a23cfe
+# %% ../../nbs/20_routing.controller.ipynb #5ae90547
 @patch
 def forward(
     self:ChunkController,
