@@ -52,7 +52,7 @@ class Config(BaseModel):
         try: super().__init__(**data)
         except ValidationError as e: raise UserError(_sentence(type(self).__name__, e, type(self).model_fields)) from None
 
-# %% ../nbs/00_core.ipynb #639a78a3
+# %% ../nbs/00_core.ipynb #27391b4f
 def canonical(obj:Any)->str: # anything made of dicts, lists, strings, numbers and Configs
     "Canonical JSON: equal content gives equal text."
     dump = lambda o: o.model_dump() if isinstance(o, BaseModel) else str(o)
@@ -62,7 +62,7 @@ def digest(obj:Any, n:int=16)->str: # first `n` hexadecimal digits of the SHA-25
     "Hash of the canonical JSON of `obj`; bytes are hashed as they are."
     return hashlib.sha256(obj if isinstance(obj, bytes) else canonical(obj).encode()).hexdigest()[:n]
 
-# %% ../nbs/00_core.ipynb #7b41c71d
+# %% ../nbs/00_core.ipynb #42c16d98
 _skip = {"type_params", "type_comment", "kind", "type_ignores"}   # fields that differ between Python versions, not in meaning
 
 def _tree(node:Any)->Any:
@@ -74,13 +74,13 @@ def _tree(node:Any)->Any:
         if isinstance(body[0], ast.Expr) and isinstance(getattr(body[0].value, "value", None), str): node.body = body[1:]
     return [type(node).__name__] + [[f, _tree(v)] for f, v in ast.iter_fields(node) if f not in _skip]
 
-# %% ../nbs/00_core.ipynb #8b1d06af
+# %% ../nbs/00_core.ipynb #84d75235
 @cache
 def source_hash(code:str)->str: # Python source
     "Hash of what the code does: unchanged by comments, docstrings and layout."
     return digest(_tree(ast.parse(code)))
 
-# %% ../nbs/00_core.ipynb #d4db7dbb
+# %% ../nbs/00_core.ipynb #a4d503d2
 @cache
 def _imports(code:str, module:str="")->frozenset[str]:
     "Names of `bem` modules that this code imports; `module` is the code's own name, to which relative imports refer."
@@ -92,7 +92,7 @@ def _imports(code:str, module:str="")->frozenset[str]:
         if isinstance(n, ast.Import): out |= {a.name for a in n.names if a.name.startswith("bem.")}
     return frozenset(out)
 
-# %% ../nbs/00_core.ipynb #22a0ef74
+# %% ../nbs/00_core.ipynb #c5e50e7b
 def module_path(
     name:str # dotted name, e.g. `bem.adapters.lora`
 )->Path|None: # the file, or None if there is no such module
@@ -114,7 +114,7 @@ def code_closure(
         todo |= _imports(text, name)
     return dict(sorted(found.items()))
 
-# %% ../nbs/00_core.ipynb #c5e50e7b
+# %% ../nbs/00_core.ipynb #6dc43f55
 def notebook_code(path:Path)->str: # path of an .ipynb file
     "Source of the code cells of a notebook, magics removed."
     cells = json.loads(Path(path).read_text())["cells"]
@@ -129,7 +129,7 @@ def code_hash(
     code = notebook_code(notebook)
     return digest([source_hash(code), code_closure(code, extra)])
 
-# %% ../nbs/00_core.ipynb #6dc43f55
+# %% ../nbs/00_core.ipynb #52c9bbc9
 def atomic_write(
     path:Path, # target; its folder is created
     content:str|bytes # text is written as UTF-8
@@ -145,7 +145,7 @@ def atomic_write(
         Path(tmp).unlink(missing_ok=True); raise
     return path
 
-# %% ../nbs/00_core.ipynb #52c9bbc9
+# %% ../nbs/00_core.ipynb #e49f4790
 def read_yaml(path:Path)->dict: # parsed mapping
     "Read a YAML mapping; raises `UserError` if the file is missing or is something else."
     path = Path(path)

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from .core import ROOT, UserError, atomic_write, cache_dir, digest
 
-# %% ../nbs/01_data.ipynb #af61115d
+# %% ../nbs/01_data.ipynb #119ae25a
 DOMAINS = ("prose", "python", "cpp", "json", "languages")
 MIXTURE = DOMAINS[1:]
 SPLITS = ("train", "validation", "test")
 MANIFEST = ROOT/"data"/"manifest.csv"
 MIN_BYTES, MAX_BYTES = 512, 32_768   # shorter files are left out, longer ones are cut
 
-# %% ../nbs/01_data.ipynb #9cc1d298
+# %% ../nbs/01_data.ipynb #db63f33d
 def packages_dir()->Path:
     "Where the downloaded packages lie."
     return cache_dir()/"packages"
@@ -38,7 +38,7 @@ def download_packages()->Path: # folder with one archive per package
     atomic_write(folder/"complete", "")
     return folder
 
-# %% ../nbs/01_data.ipynb #58efa228
+# %% ../nbs/01_data.ipynb #ca71d6be
 def members(archive:Path)->dict[str, bytes]: # path inside the archive -> content
     "All files of a wheel or a source archive that could be documents."
     keep = re.compile(r"\.(txt|py|po|h|hpp|json|json\.gz)$")
@@ -47,7 +47,7 @@ def members(archive:Path)->dict[str, bytes]: # path inside the archive -> conten
     with tarfile.open(archive) as t:
         return {m.name: t.extractfile(m).read() for m in sorted(t.getmembers(), key=lambda m: m.name) if m.isfile() and keep.search(m.name)}
 
-# %% ../nbs/01_data.ipynb #c2dcbac5
+# %% ../nbs/01_data.ipynb #4cde3a8c
 def translations(po:str)->str: # text of a .po catalogue
     "The translated strings of a gettext catalogue, one per line."
     out = []
@@ -56,7 +56,7 @@ def translations(po:str)->str: # text of a .po catalogue
         if text: out.append(text)
     return "\n".join(out)
 
-# %% ../nbs/01_data.ipynb #4cde3a8c
+# %% ../nbs/01_data.ipynb #8905a367
 def document(path:str, raw:bytes)->bytes: # UTF-8 text, at most MAX_BYTES
     "The text of one file."
     if path.endswith(".gz"): raw = gzip.decompress(raw)
@@ -64,7 +64,7 @@ def document(path:str, raw:bytes)->bytes: # UTF-8 text, at most MAX_BYTES
     if path.endswith(".po"): text = translations(text)
     return text.replace("\r\n", "\n").strip().encode()[:MAX_BYTES].decode("utf-8", errors="ignore").encode()
 
-# %% ../nbs/01_data.ipynb #8905a367
+# %% ../nbs/01_data.ipynb #e2f29c11
 def classify(package:str, path:str)->tuple[str, str]|None: # (domain, group), or None for a file that is no document
     "Domain of a file and the group that must stay in one split."
     parts, ext = path.split("/"), path.rsplit(".", 1)[-1]
@@ -78,7 +78,7 @@ def classify(package:str, path:str)->tuple[str, str]|None: # (domain, group), or
     if package == "botocore" and "/data/" in path and "endpoint-rule-set" not in path: return "json", parts[2]
     return None
 
-# %% ../nbs/01_data.ipynb #e1417bb6
+# %% ../nbs/01_data.ipynb #3999dc4b
 _held_out = {"cmeel-eigen": "test", "pythran": "test", "botocore": "test",                   # packages
              "auth": "test", "admindocs": "test", "flatpages": "test", "gis": "validation", "postgres": "validation", "redirects": "validation", "sites": "validation"}
 
@@ -89,7 +89,7 @@ def split_of(domain:str, group:str)->str: # train, validation or test
     u = int(digest(group, 8), 16)/2**32
     return "test" if u < test else "validation" if u < validation else "train"
 
-# %% ../nbs/01_data.ipynb #5ae678bb
+# %% ../nbs/01_data.ipynb #26a694c6
 def shingles(texts:list[bytes])->"scipy.sparse.csr_matrix": # (documents, 2^20) zeros and ones
     "Hashed sets of five-word shingles."
     from sklearn.feature_extraction.text import HashingVectorizer
@@ -110,7 +110,7 @@ def near_duplicates(
         drop[i] = bool(((common/np.maximum(size[:m] + size[i] - common, 1) > threshold) & ~drop[:m]).any())
     return drop
 
-# %% ../nbs/01_data.ipynb #864afae5
+# %% ../nbs/01_data.ipynb #5f09dac9
 LIMITS = {"test": 200, "validation": 60, "train": 400}
 FIELDS = ("domain", "split", "package", "path", "sha256", "bytes")
 
@@ -129,7 +129,7 @@ def candidates(folder:Path)->list[dict]: # manifest rows, with their text
                              sha256=hashlib.sha256(text).hexdigest(), bytes=len(text), text=text))
     return rows
 
-# %% ../nbs/01_data.ipynb #a5cc2f79
+# %% ../nbs/01_data.ipynb #88d96593
 def select(rows:list[dict])->list[dict]:
     "Candidates of one domain without near duplicates, cut to the limits."
     rows, out = sorted(rows, key=lambda r: r["sha256"]), []
@@ -146,7 +146,7 @@ def build_manifest(folder:Path)->list[dict]: # rows of `data/manifest.csv`
     kept = [r for d in DOMAINS for r in select([r for r in rows if r["domain"] == d])]
     return [{k: r[k] for k in FIELDS} for r in kept]
 
-# %% ../nbs/01_data.ipynb #26a694c6
+# %% ../nbs/01_data.ipynb #9a47ae5d
 def write_manifest(rows:list[dict], path:Path=MANIFEST)->Path:
     "Write manifest rows as CSV."
     f = io.StringIO(); w = csv.DictWriter(f, FIELDS, lineterminator="\n"); w.writeheader(); w.writerows(rows)
@@ -156,7 +156,7 @@ def read_manifest(path:Path=MANIFEST)->list[dict]:
     "Rows of a manifest."
     with open(path, newline="") as f: return [{**r, "bytes": int(r["bytes"])} for r in csv.DictReader(f)]
 
-# %% ../nbs/01_data.ipynb #aaa136c7
+# %% ../nbs/01_data.ipynb #793d582d
 class Corpus:
     "Documents by split and domain; the test split opens only with `confirm=True`."
     def __init__(self, 
@@ -182,7 +182,7 @@ class Corpus:
         "Names of the domains, in order."
         return sorted({d for by in self._docs.values() for d in by}, key=lambda d: (DOMAINS.index(d) if d in DOMAINS else 99, d))
 
-# %% ../nbs/01_data.ipynb #9a47ae5d
+# %% ../nbs/01_data.ipynb #25030381
 def _read_default(folder:Path, rows:list[dict])->list[bytes]:
     "Texts of the manifest rows, in order; a document with another hash is refused."
     texts = {}
@@ -194,7 +194,7 @@ def _read_default(folder:Path, rows:list[dict])->list[bytes]:
             raise UserError(f"Document {r['path']} of {r['package']} is missing or has another hash than data/manifest.csv says; delete {folder} and fetch the packages again.")
     return [texts[r["package"], r["path"]] for r in rows]
 
-# %% ../nbs/01_data.ipynb #f22fde80
+# %% ../nbs/01_data.ipynb #1d5a8423
 def _cut(blob:bytes, rows:list[dict])->list[bytes]:
     "Texts of the manifest rows, which lie one after the other in the cached file."
     ends = np.cumsum([r["bytes"] for r in rows])
@@ -210,7 +210,7 @@ def _default()->Corpus:
     for r, t in zip(rows, texts): docs[r["split"]][r["domain"]].append(t)
     return Corpus("default", docs)
 
-# %% ../nbs/01_data.ipynb #94be0422
+# %% ../nbs/01_data.ipynb #43eba7bd
 def _split_by_hash(name:str, texts:dict[str, list[bytes]])->Corpus:
     "Corpus from documents by domain: a fifth test, a tenth validation, near duplicates removed."
     docs = {s: {} for s in SPLITS}
@@ -223,7 +223,7 @@ def _split_by_hash(name:str, texts:dict[str, list[bytes]])->Corpus:
     if not any(docs["train"].values()): raise UserError(f"Corpus {name} has no document of at least {MIN_BYTES} bytes to train on; add longer files.")
     return Corpus(name, docs)
 
-# %% ../nbs/01_data.ipynb #fef5b991
+# %% ../nbs/01_data.ipynb #60323dfd
 def _from_dir(path:Path)->Corpus:
     "Corpus from a folder of text files; subfolders are domains."
     if not path.is_dir(): raise UserError(f"There is no folder {path}; write `dir:` and the path of a folder with one subfolder of text per domain.")
@@ -242,7 +242,7 @@ def _from_hub(name:str)->Corpus:
     for r in ds: texts.setdefault(str(r.get("domain", "text")), []).append(r[column].encode())
     return _split_by_hash(f"hf:{name}", texts)
 
-# %% ../nbs/01_data.ipynb #e6c2c9c3
+# %% ../nbs/01_data.ipynb #d14b95c4
 def load_corpus(
     name:str="default", # `default`, `dir:PATH` or `hf:NAME`
 )->Corpus:
@@ -253,7 +253,7 @@ def load_corpus(
     if kind == "hf" and rest: return _from_hub(rest)
     raise UserError(f"There is no corpus '{name}'; write default, dir:PATH or hf:NAME.")
 
-# %% ../nbs/01_data.ipynb #2fa8312d
+# %% ../nbs/01_data.ipynb #bfe4a104
 BOS, VOCAB = 256, 257
 
 class Sampler:
@@ -278,12 +278,12 @@ class Sampler:
             o = self.rng.integers(len(t) - self.context + 1); row[:] = t[o:o + self.context]
         return shift(y), y
 
-# %% ../nbs/01_data.ipynb #25030381
+# %% ../nbs/01_data.ipynb #9c494650
 def shift(y:np.ndarray)->np.ndarray: # inputs (n, T) for targets (n, T)
     "Inputs that predict `y`: the begin token, then `y` without its last byte."
     return np.concatenate([np.full_like(y[:, :1], BOS), y[:, :-1]], 1)
 
-# %% ../nbs/01_data.ipynb #95c482f2
+# %% ../nbs/01_data.ipynb #fc9524c7
 def score_windows(
     doc:bytes, # one document
     context:int, # bytes in a window

@@ -62,7 +62,7 @@ def shared_seeds(records:list[Record], *variants:str)->list[int]:
     "Seeds that all the variants have."
     return sorted(set.intersection(*({r.seed for r in records if r.variant == v} for v in variants)))
 
-# %% ../nbs/54_evidence.ipynb #804c7b83
+# %% ../nbs/54_evidence.ipynb #47901f09
 COSTS = {"params_ratio": "params_trainable", "flops_ratio": "flops_per_token", "memory_ratio": "memory_bytes"}
 
 def mean_cost(records:list[Record], variant:str, cost:str)->float:
@@ -74,7 +74,7 @@ def budget(records:list[Record], variant:str, baseline:str)->dict[str, float]:
     ratios = {k: mean_cost(records, variant, c)/mean_cost(records, baseline, c) for k, c in COSTS.items()}
     return {"params_trainable": mean_cost(records, variant, "params_trainable"), **{k: round(v, 4) for k, v in ratios.items()}}
 
-# %% ../nbs/54_evidence.ipynb #18627e2e
+# %% ../nbs/54_evidence.ipynb #ba9b0ad6
 def families(records:list[Record], plan:Plan, anchor:str="lora")->list[tuple[Family, bool]]: # family and whether it is planned
     "Families of the plan whose arms are there, then one for variants that the plan does not name."
     have = Counter(r.variant for r in records)
@@ -92,7 +92,7 @@ def judge(records:list[Record], family:Family, exploratory:bool, n_resamples:int
                                slice=slice, side=family.side, exploratory=exploratory, budget=budget(records, variant, baseline), n_resamples=n_resamples))
     return judge_family(out, margin=family.margin)
 
-# %% ../nbs/54_evidence.ipynb #d393e4c1
+# %% ../nbs/54_evidence.ipynb #631e57de
 def summary(profile:str, records:list[Record], stale:list[str], judged:list[tuple[Family, bool, list[Comparison]]], checks:dict)->dict:
     "Content of `summary.json`."
     one = lambda what: " + ".join(sorted({what(r) for r in records}))

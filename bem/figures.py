@@ -22,7 +22,7 @@ def colour(name:str, names:list[str])->str: # hexadecimal
     "Colour of `name` among `names`; the same in every figure that lists the same names."
     return PALETTE[sorted(names).index(name) % len(PALETTE)]
 
-# %% ../nbs/53_figures.ipynb #1a9bc3e2
+# %% ../nbs/53_figures.ipynb #928835f9
 def rounded(x)->object: # plain numbers, lists and dicts
     "Numbers to six significant digits, arrays as lists."
     if isinstance(x, dict): return {str(k): rounded(v) for k, v in x.items()}

@@ -58,7 +58,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
         return self.out(y.transpose(1, 2).reshape(b, t, d))
 
-# %% ../nbs/05_host.ipynb #25d8c19a
+# %% ../nbs/05_host.ipynb #08f5e1e6
 class MLP(nn.Module):
     "Two linear maps with a GELU between; `down` is the site `mlp_down`."
     def __init__(self, c:HostConfig):
@@ -75,7 +75,7 @@ class Block(nn.Module):
         x = x + self.attn(self.norm1(x), cache, layer)
         return x + self.mlp(self.norm2(x))
 
-# %% ../nbs/05_host.ipynb #3b4800f6
+# %% ../nbs/05_host.ipynb #3573dbd4
 class SmallGPT(nn.Module):
     "Byte-level decoder: tokens (b, t) -> logits (b, t, 257)."
     def __init__(self, config:HostConfig):
@@ -97,7 +97,7 @@ class SmallGPT(nn.Module):
         if cache is not None: cache.length += ids.shape[1]
         return self.head(self.norm(x))
 
-# %% ../nbs/05_host.ipynb #3573dbd4
+# %% ../nbs/05_host.ipynb #539f4c19
 def small_gpt(
     config:HostConfig=HostConfig(),
     seed:int=0 # of the initial weights
@@ -107,7 +107,7 @@ def small_gpt(
         torch.manual_seed(seed)
         return SmallGPT(config)
 
-# %% ../nbs/05_host.ipynb #8171aa50
+# %% ../nbs/05_host.ipynb #d486a66f
 @torch.no_grad()
 def future_leak(
     model:nn.Module, # tokens (b, t) -> logits (b, t, v)
@@ -118,7 +118,7 @@ def future_leak(
     other = ids.clone(); other[:, t:] = (other[:, t:] + 1) % 256
     return (model(ids)[:, :t] - model(other)[:, :t]).abs().max().item() if t else 0.
 
-# %% ../nbs/05_host.ipynb #15a89c84
+# %% ../nbs/05_host.ipynb #314568dd
 @torch.no_grad()
 def decode_gap(
     model:nn.Module, # a `SmallGPT`, adapted or not
@@ -130,7 +130,7 @@ def decode_gap(
     pieces = torch.cat([model(ids[:, a:b], cache) for a, b in zip(edges, edges[1:])], 1)
     return (pieces - model(ids)).abs().max().item()
 
-# %% ../nbs/05_host.ipynb #c100a0d5
+# %% ../nbs/05_host.ipynb #d7c58bfd
 @torch.no_grad()
 def generate(
     model:nn.Module,
@@ -145,7 +145,7 @@ def generate(
         new = logits[:, -1:].argmax(-1); ids = torch.cat([ids, new], 1)
     return ids
 
-# %% ../nbs/05_host.ipynb #e3da9e11
+# %% ../nbs/05_host.ipynb #0cccdf0c
 @dataclass(frozen=True)
 class Site:
     "One linear map of a host."
@@ -156,7 +156,7 @@ class Site:
 
 KINDS = {"attn_out": r"\.attn\.out$", "mlp_down": r"\.mlp\.down$"}
 
-# %% ../nbs/05_host.ipynb #2e7f66f8
+# %% ../nbs/05_host.ipynb #6530c709
 def find_sites(
     host:nn.Module,
     kinds:list[str]=("attn_out", "mlp_down")

@@ -73,7 +73,7 @@ def lock_hash()->str: # 16 hexadecimal digits
     "Hash of the lock file."
     return digest((ROOT/"lock"/"requirements.txt").read_bytes())
 
-# %% ../nbs/03_record.ipynb #f4f9ec59
+# %% ../nbs/03_record.ipynb #0b7a7a8e
 def _digest(fields:dict)->str: return digest({k: v for k, v in fields.items() if k != "digest"})
 
 def save_record(record:Record, path:Path)->Path:
@@ -92,7 +92,7 @@ def load_record(path:Path)->Record:
     if not whole: raise UserError(f"{path.name} was changed after it was written, its digest does not match; {again}.")
     return Record(**fields).check()
 
-# %% ../nbs/03_record.ipynb #0e6eed40
+# %% ../nbs/03_record.ipynb #6a74d663
 def load_records(folder:Path)->list[Record]: # sorted by variant, seed and learning rate
     "Every record of a folder; raises `UserError` if two claim the same run."
     paths = sorted(Path(folder).glob("*.json")); records = [load_record(p) for p in paths]

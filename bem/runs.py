@@ -57,7 +57,7 @@ def profile_from(fields:dict)->Profile: # parsed YAML
     parts = dict(host=HostConfig, pretrain=TrainConfig, adapt=TrainConfig, tune=Tune)
     return Profile(**{k: parts[k](**v) if k in parts and isinstance(v, dict) else v for k, v in fields.items()})
 
-# %% ../nbs/42_runs.ipynb #b147eaae
+# %% ../nbs/42_runs.ipynb #bd56ed8d
 class Family(Config):
     "Comparisons that are judged, and corrected, together."
     name:str                                         # shown in tables
@@ -83,7 +83,7 @@ def load_plan()->Plan:
         if (n := len(f.pairs)*len(f.slices)) > 25: raise UserError(f"Family '{f.name}' plans {n} comparisons, at most 25 are allowed; split the question.")
     return plan
 
-# %% ../nbs/42_runs.ipynb #b1e56d7f
+# %% ../nbs/42_runs.ipynb #a3e54956
 class RunSpec(Config):
     "What a user says about a run."
     profile:str = "smoke"                 # size and purpose
@@ -94,7 +94,7 @@ class RunSpec(Config):
     tune:bool = False                     # a trial of the learning-rate sweep
     options:dict = {}                     # fields of the variant's configuration
 
-# %% ../nbs/42_runs.ipynb #a897ff4e
+# %% ../nbs/42_runs.ipynb #e921cab4
 def refuse_unknown(names:dict, template:Path=TEMPLATE)->None:
     "Raise `UserError` if the notebook's namespace holds a name that the template's code never mentions: papermill was given a parameter that does not exist."
     tree = ast.parse(notebook_code(template))
@@ -105,7 +105,7 @@ def refuse_unknown(names:dict, template:Path=TEMPLATE)->None:
     unknown = sorted(n for n, v in names.items() if isinstance(v, plain) and not n.startswith("_") and n not in known | shell)
     if unknown: raise UserError(f"{template.stem} has no parameter '{unknown[0]}'; its parameters are {', '.join(declared)}.")
 
-# %% ../nbs/42_runs.ipynb #204347bf
+# %% ../nbs/42_runs.ipynb #a5e80c42
 def mixture_score(r:Record)->float: # bits per byte
     "Mean over documents, then over the adapted domains."
     return mean(mean(s) for d, s in r.scores.items() if d != "prose") if r.status == "ok" else float("inf")
@@ -124,7 +124,7 @@ def tuned_lr(profile:str, variant:str, anchor:str="lora")->tuple[float, str]|Non
         if best: return best[0][1], source
     return None
 
-# %% ../nbs/42_runs.ipynb #a5e80c42
+# %% ../nbs/42_runs.ipynb #9b853f36
 class Run(Config):
     "A run with nothing left open."
     spec:RunSpec
@@ -138,7 +138,7 @@ class Run(Config):
     code:str
     data:str
 
-# %% ../nbs/42_runs.ipynb #a49636ef
+# %% ../nbs/42_runs.ipynb #55ce8cd3
 def check_seal(spec:RunSpec, split:str, plan:Plan)->None:
     "Raise `UserError` for a run that would open the test split, or use a confirmation seed, without being planned."
     planned = spec.variant in plan.arms and spec.seed in plan.seeds or spec.variant == plan.aa_variant and spec.seed in plan.aa_seeds
@@ -146,7 +146,7 @@ def check_seal(spec:RunSpec, split:str, plan:Plan)->None:
         raise UserError(f"The test split is sealed and plan.yml has no run of {spec.variant} with seed {spec.seed} under profile {spec.profile}; explore with another profile, or commit a plan first.")
     if split != "test" and spec.seed in [*plan.seeds, *plan.aa_seeds]: raise UserError(f"Seed {spec.seed} is sealed for the confirmation; explore with a seed below {min(plan.seeds)}.")
 
-# %% ../nbs/42_runs.ipynb #9b853f36
+# %% ../nbs/42_runs.ipynb #06e4d281
 @cache
 def data_hash(corpus:str)->str: # 16 hexadecimal digits
     "Hash of a corpus; of the default one the manifest is enough, since every document is checked against it."
@@ -163,7 +163,7 @@ def resolve(spec:RunSpec)->Run:
     key = digest([used, spec.variant, spec.seed, config, lr, steps, split, code, data, base_key(p.host, p.pretrain, data_hash("default"))])
     return Run(spec=spec, profile=p, config=config, lr=lr, lr_source=source, steps=steps, split=split, key=key, code=code, data=data)
 
-# %% ../nbs/42_runs.ipynb #d53ff2b1
+# %% ../nbs/42_runs.ipynb #15983a17
 @patch(as_prop=True)
 def path(self:Run)->Path: # where the record belongs
     "Path of the record."
@@ -181,7 +181,7 @@ def finish(record:Record, path:Path)->Path:
         if old != path: old.unlink()
     return path
 
-# %% ../nbs/42_runs.ipynb #15983a17
+# %% ../nbs/42_runs.ipynb #6f6aa4d4
 def batch(profile:str)->list[RunSpec]:
     "Runs of a profile."
     plan = load_plan()

@@ -86,7 +86,7 @@ def train(
         if len(watch) and (i + 1) % every == 0: steps.append(i + 1); curve.append(float(score(model, watch, context, 1).mean()))
     return steps, curve
 
-# %% ../nbs/41_train.ipynb #9c35eb8d
+# %% ../nbs/41_train.ipynb #82230f83
 def base_key(host:HostConfig, config:TrainConfig, data_hash:str)->str: # 16 hexadecimal digits
     "Name of a base: everything that determines its weights."
     return digest([host, config, data_hash, code_closure("", ["bem.train"])])

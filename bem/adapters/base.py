@@ -137,7 +137,7 @@ def attach(
         torch.manual_seed(seed)
         return Adapter(host, config).attach()
 
-# %% ../../nbs/30_adapters.base.ipynb #91a1c692
+# %% ../../nbs/30_adapters.base.ipynb #7f143150
 _registry:dict[str, AdapterConfig] = {}
 
 def register(name:str, config:AdapterConfig)->None:
@@ -161,7 +161,7 @@ def list_variants()->dict[str, str]: # variant -> module that registers it
             out[name] = f"bem.adapters.{path.stem}"
     return out
 
-# %% ../../nbs/30_adapters.base.ipynb #4b53c809
+# %% ../../nbs/30_adapters.base.ipynb #e6031049
 def get_variant(
     name:str, # registered name
     **changes # fields that differ from the registered configuration
@@ -173,7 +173,7 @@ def get_variant(
     config = _registry[name]
     return type(config)(**{**config.model_dump(), **changes})
 
-# %% ../../nbs/30_adapters.base.ipynb #6a08abb6
+# %% ../../nbs/30_adapters.base.ipynb #a44c18b9
 def count_parameters(config:AdapterConfig, host:nn.Module)->int: # trainable parameters
     "Size of an adapter that is not built."
     with torch.device("meta"): return Adapter(host, config).num_parameters()
@@ -197,7 +197,7 @@ def fit_budget(
     if abs(n/budget - 1) > tolerance: raise UserError(f"No rank pattern of {type(config).__name__} meets {budget} parameters within {tolerance:.0%}; the nearest has {n}.")
     return out
 
-# %% ../../nbs/30_adapters.base.ipynb #9cca9f2f
+# %% ../../nbs/30_adapters.base.ipynb #1a46ebb1
 def fingerprint(host:nn.Module, sites:list[Site])->str: # 16 hexadecimal digits
     "Hash of the frozen maps that an adapter changes."
     modules, h = dict(host.named_modules()), hashlib.sha256()
@@ -212,7 +212,7 @@ def save(self:Adapter, folder:str|Path)->Path:
     atomic_write(folder/"adapter.safetensors", st_torch.save({k: v.contiguous() for k, v in self.state_dict().items()}))
     return atomic_write(folder/"adapter_config.json", json.dumps(meta, indent=1))
 
-# %% ../../nbs/30_adapters.base.ipynb #50e5ecc7
+# %% ../../nbs/30_adapters.base.ipynb #d81ee8ea
 def load(
     host:nn.Module,
     folder:str|Path # what `Adapter.save` wrote

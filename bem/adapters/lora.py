@@ -29,7 +29,7 @@ class LowRank(Update):
         return generated_update(x, base, self.Vt, self.Ut, None, self.scale)
     def flops(self)->int: return 2*self.rank*(self.site.d_in + self.site.d_out)
 
-# %% ../../nbs/32_adapters.lora.ipynb #67df0154
+# %% ../../nbs/32_adapters.lora.ipynb #5bcf7aa5
 class LoraConfig(AdapterConfig):
     "LoRA with per-site ranks."
     def update(self, site:Site)->LowRank: return LowRank(site, self.site_rank(site), self.alpha)

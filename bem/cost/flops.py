@@ -11,7 +11,7 @@ import torch.nn as nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-# %% ../../nbs/60_cost.flops.ipynb #2160c45c
+# %% ../../nbs/60_cost.flops.ipynb #26c8df08
 @torch.no_grad()
 def flops_per_token(
     model:nn.Module, # tokens (b, t) -> logits

@@ -25,7 +25,7 @@ def saved_bytes(
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
     return sum(seen.values())
 
-# %% ../../nbs/62_cost.memory.ipynb #f6f25ca9
+# %% ../../nbs/62_cost.memory.ipynb #96e603a5
 def training_bytes(
     model:nn.Module,
     batch:int, # sequences per step

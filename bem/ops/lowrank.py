@@ -20,7 +20,7 @@ def write(
     "`base + s h Uᵀ` in one accumulating product."
     return torch.addmm(base.reshape(-1, base.shape[-1]), h.reshape(-1, h.shape[-1]), Ut, alpha=s).view_as(base)
 
-# %% ../../nbs/11_ops.lowrank.ipynb #461d77c0
+# %% ../../nbs/11_ops.lowrank.ipynb #c291a734
 def generated_update(
     x:Tensor, # (..., d_in)
     base:Tensor, # (..., d_out)
@@ -33,7 +33,7 @@ def generated_update(
     z = F.linear(x, Vt)
     return write(base, z if c is None else z*c, Ut, s)
 
-# %% ../../nbs/11_ops.lowrank.ipynb #5cef4456
+# %% ../../nbs/11_ops.lowrank.ipynb #17e28f8f
 def gate(
     h:Tensor, # (..., r) what is gated
     z:Tensor, # (..., r) what the gate reads
@@ -49,7 +49,7 @@ def self_reading_update(x:Tensor, base:Tensor, Vt:Tensor, Ut:Tensor, M:Tensor, b
     z = F.linear(x, Vt)
     return write(base, gate(z, z, M, b), Ut, s)
 
-# %% ../../nbs/11_ops.lowrank.ipynb #d372a767
+# %% ../../nbs/11_ops.lowrank.ipynb #7b32e9f4
 def spectral_update(
     base:Tensor, # (..., d_out)
     R:Tensor, # (d_out, r) frozen: base output -> features

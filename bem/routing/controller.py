@@ -52,7 +52,7 @@ def chunk_sums(
     h = F.pad(h, (0, 0, first, -(first + t) % n))
     return h.view(b, -1, n, d).sum(2)
 
-# %% ../../nbs/20_routing.controller.ipynb #f3ae0dc5
+# %% ../../nbs/20_routing.controller.ipynb #5ae90547
 def smooth(
     codes:Tensor, # (b, k, r) new codes, in order
     start:Tensor, # (b, r) smoothed code before them
@@ -64,7 +64,7 @@ def smooth(
     for c in codes.unbind(1): out.append(rho*out[-1] + (1 - rho)*c)
     return torch.stack(out, 1)
 
-# %% ../../nbs/20_routing.controller.ipynb #5ae90547
+# %% ../../nbs/20_routing.controller.ipynb #b7e3e7f3
 @patch
 def forward(
     self:ChunkController,
