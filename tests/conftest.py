@@ -15,7 +15,7 @@ settings.register_profile("bem", derandomize=True, deadline=None, max_examples=1
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.load_profile("bem")
 
-PARTS = ("nbs", "bem", "data", "lock", "figures", "settings.ini", "pyproject.toml", "Snakefile", "README.md", ".gitattributes")
+PARTS = ("nbs", "bem", "data", "lock", "figures", "settings.ini", "pyproject.toml", "Snakefile", "profiles", "README.md", ".gitattributes")
 
 @contextmanager
 def _one_sentence(error, *parts):

@@ -42,7 +42,7 @@ def batch(tree, cache, environment):
     path.write_text(re.sub(r"(?m)^seeds: .*$", "seeds: [0]", path.read_text())); assert read_yaml(path)["seeds"] == [0]
     env = environment(BEM_ROOT=tree, PYTHONPATH=tree, BEM_CACHE=cache)
     def start(*words):
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--config", "profile=smoke", "--", "records"]
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--quiet", "host", "--config", "profile=smoke", "--", "records"]
         return subprocess.Popen(command, cwd=tree, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     return start
 
