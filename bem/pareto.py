@@ -112,7 +112,8 @@ def pareto_plot(
         ax.plot(x, y, "s" if anchor else "o", color=colour, mfc=colour if on else "white")
         if name in (intervals or {}): ax.vlines(x, *intervals[name], color=colour, lw=1)
         ax.annotate(name, (x, y), (6, 4), textcoords="offset points", color=colour, fontsize=9)
-    if min(m[cost] for m in analyzer.results.values()) > 0:
+    spread = [m[cost] for m in analyzer.results.values()]
+    if min(spread) > 0 and max(spread) > 3*min(spread):      # a narrow range reads better on a linear axis
         ax.set_xscale("log")
         ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=StrMethodFormatter("{x:g}"), minor_formatter=NullFormatter())
     ax.set(xlabel=cost, ylabel=analyzer.quality)
