@@ -20,7 +20,9 @@ TRIALS = {relative(r.path): r for r in map(resolve, sweep(PROFILE))} if WANTED =
 STATE = digest([sorted(RUNS), [code_hash(ROOT/f"nbs/paper/{n}.ipynb") for n in PAPER], (ROOT/"nbs/experiments/params/plan.yml").read_text()])
 STAMP = relative(REPORTS/PROFILE/".stamps"/STATE)
 
-onstart: os.environ.update(OMP_NUM_THREADS="1", BEM_QUIET="1")
+onstart:
+    os.environ.update(OMP_NUM_THREADS="1", BEM_QUIET="1")
+    for left in [*cache_dir().glob(".*.tmp"), *REPORTS.glob("**/.*.tmp")]: left.unlink()      # of writes that were killed
 
 def arguments(wildcards, output):
     "What the template is told: the parts of a run that a user would say."
@@ -56,9 +58,9 @@ rule data:
 rule base:
     input: ancient(rules.data.output)
     output: BASE
-    threads: workflow.cores
+    threads: 2
     params: name=PROFILE
-    shell: "OMP_NUM_THREADS={threads} python -c \"from bem.runs import *; from bem.train import pretrained; p = load_profile('{params.name}'); pretrained(p.host, p.pretrain, data_hash('default'))\""
+    shell: "python -c \"from bem.runs import *; from bem.train import pretrained; p = load_profile('{params.name}'); pretrained(p.host, p.pretrain, data_hash('default'))\""
 
 for path in {**RUNS, **TRIALS}:
     rule:

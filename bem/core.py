@@ -134,15 +134,17 @@ def atomic_write(
     path:Path, # target; its folder is created
     content:str|bytes # text is written as UTF-8
 )->Path:
-    "Write `content` so that `path` either holds all of it or is untouched."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    "Write `content` so that `path` either holds all of it or is untouched; raises `UserError` if it cannot be written."
+    path, tmp = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(fd, "wb") as f:
             f.write(content.encode() if isinstance(content, str) else content); f.flush(); os.fsync(f.fileno())
         os.chmod(tmp, 0o644); os.replace(tmp, path)
-    except BaseException:
-        Path(tmp).unlink(missing_ok=True); raise
+    except OSError as e: raise UserError(f"{path.name} could not be written ({e.strerror}); what was there is untouched, make room and run the command again.") from None
+    finally:
+        if tmp: Path(tmp).unlink(missing_ok=True)
     return path
 
 # %% ../nbs/00_core.ipynb #e49f4790

@@ -217,7 +217,7 @@ def _split_by_hash(name:str, texts:dict[str, list[bytes]])->Corpus:
     for domain, ts in texts.items():
         order = {"test": 0, "validation": 1, "train": 2}
         key = lambda t: (u := int(hashlib.sha256(t).hexdigest()[:8], 16)/2**32) and ("test" if u < .2 else "validation" if u < .3 else "train")
-        ts = sorted((t[:MAX_BYTES] for t in ts if len(t) >= MIN_BYTES), key=lambda t: (order[key(t)], hashlib.sha256(t).digest()))
+        ts = sorted((document("", t) for t in ts if len(t) >= MIN_BYTES), key=lambda t: (order[key(t)], hashlib.sha256(t).digest()))
         drop = near_duplicates(ts, sum(key(t) != "train" for t in ts)) if ts else []
         for s in SPLITS: docs[s][domain] = [t for t, d in zip(ts, drop) if key(t) == s and not d]
     if not any(docs["train"].values()): raise UserError(f"Corpus {name} has no document of at least {MIN_BYTES} bytes to train on; add longer files.")
@@ -239,7 +239,7 @@ def _from_hub(name:str)->Corpus:
     if isinstance(ds, datasets.DatasetDict): ds = datasets.concatenate_datasets(list(ds.values()))
     if column not in ds.column_names: raise UserError(f"Data set {name} has no column '{column}'; write hf:{name}# and one of {', '.join(ds.column_names)}.")
     texts = {}
-    for r in ds: texts.setdefault(str(r.get("domain", "text")), []).append(r[column].encode())
+    for r in ds: texts.setdefault(str(r.get("domain", "text")), []).append((r[column] or "").encode())
     return _split_by_hash(f"hf:{name}", texts)
 
 # %% ../nbs/01_data.ipynb #d14b95c4

@@ -39,8 +39,9 @@ class Record(Config):
     status:Literal["ok", "diverged"]
     split:Literal["validation", "test"]  # where the scores are from
     config:dict                          # the adapter's configuration, rank pattern included
-    lr:float; lr_source:Literal["tuned", "anchor", "given"]; steps:int
+    lr:float; lr_source:Literal["tuned", "anchor", "given", "default"]; steps:int
     items:str                            # hash of the scored documents
+    base:str = ""                        # fingerprint of the frozen host
     scores:dict[str, list[float]]        # domain -> bits per byte, one per document
     curve:Curve
     codes:Codes|None = None

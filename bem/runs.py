@@ -96,13 +96,11 @@ class RunSpec(Config):
 
 # %% ../nbs/42_runs.ipynb #e921cab4
 def refuse_unknown(names:dict, template:Path=TEMPLATE)->None:
-    "Raise `UserError` if the notebook's namespace holds a name that the template's code never mentions: papermill was given a parameter that does not exist."
-    tree = ast.parse(notebook_code(template))
-    known = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {a.asname or a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
-    shell = {"In", "Out", "exit", "quit", "open", "get_ipython"}
-    declared = [n.target.id for n in tree.body if isinstance(n, ast.AnnAssign)]
+    "Raise `UserError` if, at its first cell, the notebook's namespace holds a value that is no declared parameter: papermill was given one that does not exist."
+    if sum("refuse_unknown(" in cell for cell in names.get("In", [])) > 1: return     # a reader runs the cell again, with the notebook's own names around
+    declared = [n.target.id for n in ast.parse(notebook_code(template)).body if isinstance(n, ast.AnnAssign)]
     plain = (bool, int, float, str, list, dict, type(None))                # what papermill can inject
-    unknown = sorted(n for n, v in names.items() if isinstance(v, plain) and not n.startswith("_") and n not in known | shell)
+    unknown = sorted(n for n, v in names.items() if isinstance(v, plain) and not n.startswith("_") and n not in (*declared, "In", "Out"))
     if unknown: raise UserError(f"{template.stem} has no parameter '{unknown[0]}'; its parameters are {', '.join(declared)}.")
 
 # %% ../nbs/42_runs.ipynb #a5e80c42
@@ -131,7 +129,7 @@ class Run(Config):
     profile:Profile
     config:AdapterConfig                                  # before it is fitted to the budget
     lr:float
-    lr_source:Literal["tuned", "anchor", "given"]
+    lr_source:Literal["tuned", "anchor", "given", "default"]
     steps:int
     split:Literal["validation", "test"]
     key:str                                               # names the result
@@ -142,7 +140,8 @@ class Run(Config):
 def check_seal(spec:RunSpec, split:str, plan:Plan)->None:
     "Raise `UserError` for a run that would open the test split, or use a confirmation seed, without being planned."
     planned = spec.variant in plan.arms and spec.seed in plan.seeds or spec.variant == plan.aa_variant and spec.seed in plan.aa_seeds
-    if split == "test" and not (planned and spec.profile == plan.profile and not (spec.options or spec.steps or spec.lr)):
+    if split == "test" and (spec.options or spec.steps or spec.lr): raise UserError(f"Profile {spec.profile} confirms a plan on sealed documents, so lr, steps and options cannot be chosen; leave them out, or explore with another profile.")
+    if split == "test" and not (planned and spec.profile == plan.profile):
         raise UserError(f"The test split is sealed and plan.yml has no run of {spec.variant} with seed {spec.seed} under profile {spec.profile}; explore with another profile, or commit a plan first.")
     if split != "test" and spec.seed in [*plan.seeds, *plan.aa_seeds]: raise UserError(f"Seed {spec.seed} is sealed for the confirmation; explore with a seed below {min(plan.seeds)}.")
 
@@ -156,8 +155,9 @@ def resolve(spec:RunSpec)->Run:
     "Everything that determines the result; raises `UserError` before any compute is spent."
     p = load_profile(spec.profile); split = "validation" if spec.tune else p.split
     check_seal(spec, split, load_plan())
+    for k in {"rank", "rank_pattern"} & set(spec.options): raise UserError(f"options.{k} = {spec.options[k]} would be overwritten, since ranks are fitted to the budget; change lora_rank in the profile instead.")
     config, module = get_variant(spec.variant, **spec.options), list_variants()[spec.variant]
-    lr, source = (spec.lr, "given") if spec.lr else tuned_lr(spec.profile, spec.variant) or (p.adapt.lr, "anchor")
+    lr, source = (spec.lr, "given") if spec.lr else tuned_lr(spec.profile, spec.variant) or (p.adapt.lr, "default")
     steps, code, data = spec.steps or p.adapt.steps, code_hash(TEMPLATE, [module]), data_hash(p.corpus)
     used = p.model_dump(exclude={"seeds", "tune"})
     key = digest([used, spec.variant, spec.seed, config, lr, steps, split, code, data, base_key(p.host, p.pretrain, data_hash("default"))])
