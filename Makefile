@@ -8,7 +8,7 @@ IN := source $(VENV)/bin/activate &&
 BUSY = { [ $$? -ne 75 ] || echo 'Another batch is running in this folder; wait for it or stop it.' >&2; exit 1; }
 BATCH = mkdir -p .snakemake && $(IN) OMP_NUM_THREADS=1 flock -n -E 75 -o .snakemake/batch.lock snakemake --cores all --config profile=$(PROFILE)
 
-.PHONY: help paper tune figures test lint notebooks readme env
+.PHONY: help paper tune figures report test lint notebooks readme env
 help:
 	@sed -n '1s/^# //p' Makefile
 
@@ -25,9 +25,15 @@ paper: $(READY)  ## everything of a profile: corpus, base, runs, report
 tune: $(READY)  ## learning-rate sweep of a profile; commit reports/tune afterwards
 	@$(BATCH) only=sweep -- sweep || $(BUSY)
 
-figures: $(READY)  ## every figure and table of the committed records, no training
-	@mkdir -p build && $(IN) for n in 90_statistics 91_pareto; do papermill nbs/paper/$$n.ipynb build/$$n.ipynb -k python3 --no-progress-bar -p profile paper 2> build/$$n.log || { tail -n 3 build/$$n.log; exit 1; }; done
-	@echo "Redrawn: figures/ and reports/paper/summary.json"
+figures: PROFILE = paper
+figures: report  ## every figure and table of the committed records, no training
+
+report: $(READY)  ## paper notebooks of a profile, from its records
+	@mkdir -p reports/_failed reports/$(PROFILE) && $(IN) set -e; for n in 90_statistics 91_pareto; do \
+	  papermill nbs/paper/$$n.ipynb reports/_failed/$$n.ipynb -k python3 --no-progress-bar -p profile $(PROFILE) 2> reports/_failed/$$n.log || { tail -n 3 reports/_failed/$$n.log >&2; exit 1; }; \
+	  nbdev_clean --fname reports/_failed/$$n.ipynb; mv reports/_failed/$$n.ipynb reports/$(PROFILE)/; rm reports/_failed/$$n.log; \
+	  jupyter nbconvert --to html --log-level ERROR reports/$(PROFILE)/$$n.ipynb; done
+	@echo "Open reports/$(PROFILE)/90_statistics.html and reports/$(PROFILE)/91_pareto.html"
 
 lint: $(READY)
 	$(IN) ruff check -q nbs tests

@@ -35,15 +35,7 @@ rule report:
 rule paper:
     input: ancient(list(RUNS))
     output: touch(STAMP)
-    params: out=f"reports/{PROFILE}"
-    run:
-        shell("mkdir -p reports/_failed {params.out} && rm -f {params.out}/.stamps/*")
-        for name in PAPER:
-            shell("papermill nbs/paper/{name}.ipynb reports/_failed/{name}.ipynb -k python3 --no-progress-bar -p profile {PROFILE} 2> reports/_failed/{name}.log"
-                  " || (tail -n 3 reports/_failed/{name}.log >&2; exit 1)")
-            shell("nbdev_clean --fname reports/_failed/{name}.ipynb && mv reports/_failed/{name}.ipynb {params.out}/ && rm reports/_failed/{name}.log"
-                  " && jupyter nbconvert --to html --log-level ERROR {params.out}/{name}.ipynb")
-        shell("echo 'Open {params.out}/90_statistics.html and {params.out}/91_pareto.html'")
+    shell: "rm -f reports/{PROFILE}/.stamps/* && make --no-print-directory report PROFILE={PROFILE}"
 
 rule records:
     input: list(RUNS)
