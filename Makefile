@@ -42,7 +42,7 @@ notebooks: $(READY)  ## every notebook runs
 	$(IN) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 
 readme: $(READY)
-	$(IN) jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --RegexRemovePreprocessor.patterns='^#\|\s*hide' --output-dir . --output README
+	$(IN) jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --RegexRemovePreprocessor.patterns='^#\|\s*hide' --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove-input --output-dir . --output README
 
 test: $(READY) lint notebooks
 	$(IN) OMP_NUM_THREADS=1 pytest
