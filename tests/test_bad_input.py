@@ -41,7 +41,8 @@ def test_a_name_that_no_template_has(one_sentence):
     refuse_unknown(dict(variant="lora", seed=1, _hidden=0))
     with one_sentence(UserError, "no parameter 'sede'", "seed"): refuse_unknown(dict(variant="lora", sede=1))
 
-WRONG = {"sede 3": "no parameter 'sede'", "corpus dir:x": "no parameter 'corpus'", "variant lroa": "no variant 'lroa'", "seed abc": "RunSpec.seed = 'abc'", "profile lptop": "no profile 'lptop'"}
+WRONG = {"sede 3": "no parameter 'sede'", "corpus dir:x": "no parameter 'corpus'",
+         "variant lroa": "no variant 'lroa'", "seed abc": "RunSpec.seed = 'abc'", "profile lptop": "no profile 'lptop'"}
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory):

@@ -42,7 +42,8 @@ def test_an_adapter_learns_a_folder(folder):
     train(host, {d: c.docs("train", d) for d in c.domains}, TrainConfig(steps=30, batch=8, lr=.05), 64, seed=0)
     assert score(host, held, 64).mean() < before - .3
 
-@pytest.mark.parametrize("name, says", [("hf:{set}", "no column 'text'"), ("dir:{empty}", "no document of at least"), ("dir:{empty}/x", "no folder"), ("hff:x", "no corpus 'hff:x'")])
+@pytest.mark.parametrize("name, says", [
+    ("hf:{set}", "no column 'text'"), ("dir:{empty}", "no document of at least"), ("dir:{empty}/x", "no folder"), ("hff:x", "no corpus 'hff:x'")])
 def test_a_corpus_that_cannot_be(name, says, dataset, tmp_path, one_sentence):
     (tmp_path/"empty").mkdir(); (tmp_path/"empty"/"a.txt").write_text("x"*(MIN_BYTES - 1))
     with one_sentence(UserError, says): load_corpus(name.format(set=dataset, empty=tmp_path/"empty"))

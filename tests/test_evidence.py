@@ -18,8 +18,9 @@ def runs(tmp_path, monkeypatch):
 
 def write(run, path=None, **changes):
     "The record of a run, as the template would write it, or changed."
-    fields = dict(profile="smoke", variant=run.spec.variant, seed=run.spec.seed, key=run.key, code="c", data="d", lock="l", status="ok", split="validation", config={}, lr=.01, lr_source="given",
-                  steps=3, items="i", base="b", scores={"json": [2., 3., 4.]}, curve=Curve(step=[3], bits_per_byte=[4.]), costs={"params_trainable": 9.}, seconds={"train": 1.}, environment={"device": "cpu"})
+    fields = dict(profile="smoke", variant=run.spec.variant, seed=run.spec.seed, key=run.key, code="c", data="d", lock="l",
+                  status="ok", split="validation", config={}, lr=.01, lr_source="given", steps=3, items="i", base="b", scores={"json": [2., 3., 4.]},
+                  curve=Curve(step=[3], bits_per_byte=[4.]), costs={"params_trainable": 9.}, seconds={"train": 1.}, environment={"device": "cpu"})
     return save_record(Record(**{**fields, **changes}), path or run.path)
 
 def test_what_fits_is_gathered(runs):
