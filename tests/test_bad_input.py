@@ -19,7 +19,8 @@ from bem.stats import StatisticalValidationError, bca_interval, benjamini_hochbe
     (dict(sede=3), "no key 'sede'"), (dict(variant="lroa"), "no variant 'lroa'"), (dict(profile="lptop"), "no profile 'lptop'"),
     (dict(seed="abc"), "RunSpec.seed = 'abc'"), (dict(seed=-1), "RunSpec.seed = -1"), (dict(seed=1.5), "seed = 1.5"), (dict(seed=True), "seed = True"),
     (dict(lr="fast"), "lr = 'fast'"), (dict(lr=2.), "lr = 2.0"), (dict(lr=float("nan")), "lr = nan"), (dict(steps=-3), "steps = -3"),
-    (dict(options=3), "RunSpec.options = 3"), (dict(options={"rnak": 3}), "no key 'rnak'"), (dict(options={"rank": "8"}), "rank = '8'"),
+    (dict(options=3), "RunSpec.options = 3"), (dict(options={"rnak": 3}), "no key 'rnak'"), (dict(options={"alpha": "8"}), "alpha = '8'"),
+    (dict(options={"rank": 8}), "fitted to the budget"), (dict(profile="paper", seed=1000, lr=.1), "cannot be chosen"),
     (dict(options={"sites": []}), "sites = []"), (dict(variant="bem-self", options={"chunk": 8}), "has no effect at level 'self'"),
     (dict(profile="paper", seed=5), "The test split is sealed"), (dict(profile="smoke", seed=1000), "Seed 1000 is sealed")])
 def test_a_run_that_makes_no_sense(words, says, one_sentence):
