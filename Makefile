@@ -1,4 +1,4 @@
-# make paper | test | figures | tune | clean-cache.  PROFILE=laptop (default), paper or smoke.  PYTHON names the interpreter, 3.11 or 3.12.
+# make paper | test | figures | tune | readme.  PROFILE=laptop (default), paper or smoke.  PYTHON names the interpreter, 3.11 or 3.12.
 PROFILE ?= laptop
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ BATCH = mkdir -p .snakemake && $(IN) OMP_NUM_THREADS=1 flock -n -E 75 -o .snakem
 
 .PHONY: help paper tune figures report test lint notebooks readme env
 help:
-	@sed -n '1s/^# //p' Makefile
+	@sed -n '1s/^# //p' Makefile; sed -n 's/^\([a-z]*\):.*## /  make \1   /p' Makefile
 
 env: $(READY)
 $(READY): lock/requirements.txt pyproject.toml
