@@ -23,6 +23,8 @@ STAMP = relative(REPORTS/PROFILE/".stamps"/STATE)
 onstart:
     os.environ.update(OMP_NUM_THREADS="1", BEM_QUIET="1")
     for left in [*cache_dir().glob(".*.tmp"), *REPORTS.glob("**/.*.tmp")]: left.unlink()      # of writes that were killed
+    for name in (os.path.basename(p) for p in {**RUNS, **TRIALS} if os.path.exists(p)):     # of runs that were killed after their record was written
+        for left in REPORTS.glob(f"_failed/{name}.*"): left.unlink()
 
 def arguments(wildcards, output):
     "What the template is told: the parts of a run that a user would say."
@@ -62,6 +64,6 @@ for path in {**RUNS, **TRIALS}:
         params: said=arguments, failed=f"reports/_failed/{os.path.basename(path)}.ipynb", done=f"reports/{PROFILE}/runs/{os.path.basename(path)}.ipynb"
         shell:
             "mkdir -p reports/_failed $(dirname {params.done}) && "
-            "papermill {TEMPLATE} {params.failed} -k python3 --no-progress-bar {params.said} 2> {params.failed}.log "
+            "papermill {TEMPLATE} {params.failed} -k python3 --engine ipc --no-progress-bar {params.said} 2> {params.failed}.log "
             "|| (tail -n 3 {params.failed}.log >&2; echo 'The notebook as far as it ran: {params.failed}' >&2; exit 1) && "
             "mv {params.failed} {params.done} && rm {params.failed}.log"

@@ -49,7 +49,7 @@ WRONG = {"sede 3": "no parameter 'sede'", "corpus dir:x": "no parameter 'corpus'
 def refused(tmp_path_factory):
     "Four wrong command lines, started together to save time: what they said, and where they would have written."
     folder = tmp_path_factory.mktemp("papermill"); env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-    base = [sys.executable, "-m", "papermill", str(TEMPLATE), "-k", "python3", "--no-progress-bar"]
+    base = [sys.executable, "-m", "papermill", str(TEMPLATE), "-k", "python3", "--engine", "ipc", "--no-progress-bar"]
     start = lambda i, p: subprocess.Popen([*base, f"{i}.ipynb", "-p", *p.split(), "-p", "out", str(folder/f"{i}.json")],
                                           cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     runs = {p: start(i, p) for i, p in enumerate(WRONG)}

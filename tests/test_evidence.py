@@ -58,7 +58,7 @@ def test_a_summary_computed_again_is_the_same(tree, command):
     "The committed summary comes out of the committed records, byte for byte, in a copy of the checkout."
     shutil.copytree(ROOT/"reports"/"paper", tree/"reports"/"paper"); shutil.copytree(ROOT/"reports"/"tune", tree/"reports"/"tune")
     made = tree/"reports"/"paper"/"summary.json"; made.unlink()
-    done = command(sys.executable, "-m", "papermill", "nbs/paper/90_statistics.ipynb", "out.ipynb", "-k", "python3", "--no-progress-bar")
+    done = command(sys.executable, "-m", "papermill", "nbs/paper/90_statistics.ipynb", "out.ipynb", "-k", "python3", "--engine", "ipc", "--no-progress-bar")
     assert done.returncode == 0, done.stderr
     assert made.read_bytes() == (ROOT/"reports"/"paper"/"summary.json").read_bytes()
     for f in (tree/"figures").glob("*"): assert f.read_bytes() == (ROOT/"figures"/f.name).read_bytes(), f.name
