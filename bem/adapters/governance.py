@@ -35,7 +35,7 @@ def frobenius(
     q = ((c @ G)*c).sum(-1)
     return s*torch.where(q > 0, q.where(q > 0, 1.).sqrt(), 0.)
 
-# %% ../../nbs/31_adapters.governance.ipynb #ad0589fb
+# %% ../../nbs/31_adapters.governance.ipynb #cc13e736
 def _triangle(
     W:Tensor # (r, d) directions
 )->Tensor: # (r, r) float64

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from .base import AdapterConfig, Update, register
-from ..host import Site
+from ..sites import Site
 from ..ops.lowrank import generated_update
 
 # %% ../../nbs/32_adapters.lora.ipynb #0912f2a6

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from .base import AdapterConfig, Update, register
 from ..core import UserError
-from ..host import Site
+from ..sites import Site, weight_of
 from ..ops.lowrank import spectral_update
 
 # %% ../../nbs/34_adapters.spectral.ipynb #e2cb06bb
@@ -31,9 +31,9 @@ class Spectral(Update):
 
 # %% ../../nbs/34_adapters.spectral.ipynb #81f012e0
 @patch
-def bind(self:Spectral, linear:nn.Linear)->None:
+def bind(self:Spectral, linear:nn.Module)->None:
     "Take the leading singular directions; raises `UserError` if the map has fewer than `rank`."
-    P, s, _ = torch.linalg.svd(linear.weight.detach().double().cpu(), full_matrices=False); r = self.rank
+    P, s, _ = torch.linalg.svd(weight_of(linear).detach().double().cpu(), full_matrices=False); r = self.rank
     if (n := int((s > 1e-4*s[0]).sum())) < r: raise UserError(f"{self.site.name} has only {n} singular directions above 1e-4 of the largest, {r} were asked for; choose a smaller rank.")
     R = P[:, :r]/s[:r]; bias = 0 if linear.bias is None else linear.bias.detach().double().cpu()
     self.Pt, self.R = P[:, :r].T.float().contiguous(), R.float().contiguous()

@@ -17,8 +17,8 @@ def write(
     Ut:Tensor, # (r, d_out) directions written
     s:float # scale
 )->Tensor: # (..., d_out)
-    "`base + s h Uᵀ` in one accumulating product."
-    return torch.addmm(base.reshape(-1, base.shape[-1]), h.reshape(-1, h.shape[-1]), Ut, alpha=s).view_as(base)
+    "`base + s h Uᵀ` in one accumulating product, in the precision of the host."
+    return torch.addmm(base.reshape(-1, base.shape[-1]), h.reshape(-1, h.shape[-1]).to(base.dtype), Ut.to(base.dtype), alpha=s).view_as(base)
 
 # %% ../../nbs/11_ops.lowrank.ipynb #c291a734
 def generated_update(
@@ -30,7 +30,7 @@ def generated_update(
     s:float # scale
 )->Tensor: # (..., d_out)
     "Fast form of the generated update; a static LoRA when `c` is None."
-    z = F.linear(x, Vt)
+    z = F.linear(x, Vt.to(x.dtype))
     return write(base, z if c is None else z*c, Ut, s)
 
 # %% ../../nbs/11_ops.lowrank.ipynb #17e28f8f
@@ -38,16 +38,18 @@ def gate(
     h:Tensor, # (..., r) what is gated
     z:Tensor, # (..., r) what the gate reads
     M:Tensor, # (r, r)
-    b:Tensor # (r,)
+    b:Tensor, # (r,)
+    context:Tensor|None=None # (..., r) what the controller adds inside the gate
 )->Tensor: # (..., r)
-    "`h * (1 + tanh(z Mᵀ + b))`."
-    t = torch.addmm(b, z.reshape(-1, z.shape[-1]), M.t()).tanh_().view_as(h)
+    "`h * (1 + tanh(z Mᵀ + b + context))`."
+    t = torch.addmm(b.to(z.dtype), z.reshape(-1, z.shape[-1]), M.t().to(z.dtype)).view_as(h)
+    t = t.tanh_() if context is None else (t + context.to(t.dtype)).tanh_()
     return torch.addcmul(h, h, t)
 
-def self_reading_update(x:Tensor, base:Tensor, Vt:Tensor, Ut:Tensor, M:Tensor, b:Tensor, s:float)->Tensor:
+def self_reading_update(x:Tensor, base:Tensor, Vt:Tensor, Ut:Tensor, M:Tensor, b:Tensor, s:float, context:Tensor|None=None)->Tensor:
     "Fast form of the self-reading update."
-    z = F.linear(x, Vt)
-    return write(base, gate(z, z, M, b), Ut, s)
+    z = F.linear(x, Vt.to(x.dtype))
+    return write(base, gate(z, z, M, b, context), Ut, s)
 
 # %% ../../nbs/11_ops.lowrank.ipynb #7b32e9f4
 def spectral_update(
@@ -60,6 +62,6 @@ def spectral_update(
     s:float
 )->Tensor: # (..., d_out)
     "Fast form of the spectral update."
-    z = torch.addmm(offset, base.reshape(-1, base.shape[-1]), R)
-    h = z @ C.t()
+    z = torch.addmm(offset.to(base.dtype), base.reshape(-1, base.shape[-1]), R.to(base.dtype))
+    h = z @ C.t().to(z.dtype)
     return write(base, h if M is None else gate(h, z, M, b), Pt, s)
