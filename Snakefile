@@ -7,7 +7,7 @@ from bem.train import base_key
 
 workdir: ROOT
 PROFILE = config.get("profile", "laptop")
-PAPER = ["90_statistics", "91_pareto"]
+PAPER = ["90_statistics", "91_pareto", "92_routing"]
 relative = lambda path: os.path.relpath(path, ROOT)
 
 p = load_profile(PROFILE)

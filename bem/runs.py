@@ -158,6 +158,7 @@ def resolve(spec:RunSpec)->Run:
     for k in {"rank", "rank_pattern"} & set(spec.options): raise UserError(f"options.{k} = {spec.options[k]} would be overwritten, since ranks are fitted to the budget; change lora_rank in the profile instead.")
     config, module = get_variant(spec.variant, **spec.options), list_variants()[spec.variant]
     lr, source = (spec.lr, "given") if spec.lr else tuned_lr(spec.profile, spec.variant) or (p.adapt.lr, "default")
+    if config.side_size() and config.side_source == "given": raise UserError(f"{spec.variant} reads a side signal that an experiment cannot supply; set options.side_source to retrieval or domain, or train with your own loop.")
     steps, code, data = spec.steps or p.adapt.steps, code_hash(TEMPLATE, [module]), data_hash(p.corpus)
     used = p.model_dump(exclude={"seeds", "tune"})
     key = digest([used, spec.variant, spec.seed, config, lr, steps, split, code, data, base_key(p.host, p.pretrain, data_hash("default"))])

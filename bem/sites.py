@@ -39,22 +39,22 @@ def find_blocks(host:nn.Module)->tuple[str, nn.ModuleList]: # dotted name, block
 
 # %% ../nbs/06_sites.ipynb #9eebf8cd
 @torch.no_grad()
-def _trace(host:nn.Module, block:nn.Module)->tuple[list[tuple[str, bool]], int]: # (name inside the block, input depends on other tokens) in order of calls; width
-    "Watch the first block read two short sequences."
-    calls, width, device = [], [], next(host.parameters()).device
+def _trace(host:nn.Module, block:nn.Module)->tuple[list[tuple[str, bool]], int, bool]: # (name inside the block, sees other tokens) in order of calls; width; sees later tokens
+    "Watch the first block read three short sequences."
+    calls, width, ahead, device = [], [], [], next(host.parameters()).device
     def seen(name):
         def hook(module, args, out):
-            a, b = args[0].reshape(2, 2, -1)[:, -1].float()
-            calls.append((name, bool((a - b).abs().max() > 1e-3*a.abs().max())))
+            x = args[0].reshape(3, 2, -1).float(); differ = lambda a, b, by: bool((a - b).abs().max() > by*a.abs().max())
+            calls.append((name, differ(x[0, 1], x[1, 1], 1e-3))); ahead.append(differ(x[0, 0], x[2, 0], .02))      # the second is above the rounding of any precision
         return hook
     hooks = [m.register_forward_hook(seen(n)) for n, m in block.named_modules() if is_linear(m)]
     hooks.append(block.register_forward_pre_hook(lambda m, args, kwargs: width.append((args[0] if args else kwargs["hidden_states"]).shape[-1]), with_kwargs=True))
     training = [m for m in host.modules() if m.training]
-    try: host.eval()(torch.tensor([[1, 2], [3, 2]], device=device))
+    try: host.eval()(torch.tensor([[1, 2], [3, 2], [1, 4]], device=device))
     finally:
         for h in hooks: h.remove()
         for m in training: m.training = True
-    return calls, width[0]
+    return calls, width[0], any(ahead)
 
 def _kinds(calls:list[tuple[str, bool]], outs:dict[str, int], width:int)->dict[str, str]: # name inside the block -> kind
     "Kinds from the order of calls."
@@ -75,11 +75,12 @@ class Anatomy:
 _known:weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 def anatomy(host:nn.Module)->Anatomy:
-    "Blocks, width, context and kinds; raises `UserError` if the host cannot read two tokens."
+    "Blocks, width, context and kinds; raises `UserError` if the host cannot read two tokens, or reads them in both directions."
     if host in _known: return _known[host]
     where, blocks = find_blocks(host)
-    try: calls, width = _trace(host, blocks[0])
+    try: calls, width, ahead = _trace(host, blocks[0])
     except Exception as e: raise UserError(f"{type(host).__name__} could not read two tokens ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no message'}); adapt a decoder that is called as host(input_ids).") from None
+    if ahead: raise UserError(f"{type(host).__name__} is not causal, since changing its second token changes what it computes at the first; adapt a decoder, or load this model as one.")
     kinds = _kinds(calls, {n: widths(m)[1] for n, m in blocks[0].named_modules() if is_linear(m)}, width)
     config = getattr(host, "config", None)
     context = next((n for a in ("context", "max_position_embeddings", "n_positions") if isinstance(n := getattr(config, a, None), int)), None)

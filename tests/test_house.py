@@ -21,6 +21,7 @@ def exported(path):
 def notebooks(root, folder=""): return sorted(p for p in (root/"nbs"/folder).glob("*.ipynb") if NUMBERED.match(p.stem))
 def modules(root): return notebooks(root)
 def templates(root): return notebooks(root, "experiments")
+def tutorials(root): return sorted((root/"nbs"/"tutorials").glob("*.ipynb"))        # no numbers: nothing is exported, so nothing stands on them
 def everything(root): return [p for f in ("", "experiments", "paper") for p in notebooks(root, f)]
 def named(paths): return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
 
@@ -57,7 +58,7 @@ def parameters(path):
     if any(c.get("outputs") for c in cells(path)): yield "outputs are stored"
     if "refuse_unknown(globals()" not in notebook_code(path): yield "refuse_unknown is not called"
 
-@named(everything(ROOT))
+@named(everything(ROOT) + tutorials(ROOT))
 def test_form(path): assert list(form(path)) == []
 
 @named(everything(ROOT))
@@ -66,7 +67,13 @@ def test_number_is_the_floor(path): assert list(floor(path, ROOT)) == []
 @named(templates(ROOT))
 def test_template(path): assert list(parameters(path)) == []
 
-def test_there_is_something_to_hold_the_rules_against(): assert len(modules(ROOT)) > 10 and templates(ROOT)
+@named(tutorials(ROOT))
+def test_tutorial(path):
+    "A template that shows its outputs, short enough to be read in one go."
+    assert [p for p in parameters(path) if p != "outputs are stored"] == [] and exported(path) is None
+    assert sum(c["cell_type"] == "code" for c in cells(path)) <= 10
+
+def test_there_is_something_to_hold_the_rules_against(): assert len(modules(ROOT)) > 10 and templates(ROOT) and tutorials(ROOT)
 
 def test_every_module_has_a_notebook():
     files = {".".join(p.relative_to(ROOT/"bem").with_suffix("").parts) for p in (ROOT/"bem").rglob("*.py") if not p.stem.startswith("_")}

@@ -12,7 +12,7 @@ import torch.nn as nn
 from fastcore.basics import patch
 from pydantic import Field, model_validator
 from torch import Tensor
-from .base import AdapterConfig, Update, register
+from .base import Adapter, AdapterConfig, Update, register
 from .governance import SpectralGovernance, orthonormal
 from .lora import LowRank
 from ..core import UserError
@@ -99,7 +99,7 @@ class Coded(LowRank):
     def forward(self, x:Tensor, base:Tensor, code:Tensor|None)->Tensor:
         Vt, Ut = self.directions()
         if self.governance: code = self.governance.govern(code, Vt, Ut, self.scale, self.orthonormal)
-        if self.keep_code: self.last_code = code.detach()
+        if self.keep_code: self.last_code = code.detach().expand(*x.shape[:-1], -1)
         return generated_update(x, base, Vt, Ut, code.to(x.dtype), self.scale)
     def flops(self)->int: return super().flops() + self.rank
 
@@ -145,3 +145,10 @@ register("bem-hierarchical", GeneratedConfig(level="self", context="chunk"))
 register("bem-uncertain", GeneratedConfig(level="chunk", uncertainty=True))
 register("bem-governed", GeneratedConfig(level="chunk", orthonormal=True, max_singular_value=1., max_frobenius=1.))
 register("bem-retrieval", GeneratedConfig(level="chunk", side=2, side_source="retrieval"))
+
+# %% ../../nbs/33_adapters.generated.ipynb #fa559e55
+@patch
+def uncertainty(self:Adapter)->Tensor: # (b, t)
+    "The last call's $u$; raises `UserError` if there is none."
+    if not getattr(self.config, "uncertainty", False) or self._codes is None: raise UserError("This adapter has said nothing of its uncertainty; attach one with uncertainty = True and call the model.")
+    return self._codes[..., -1]

@@ -13,7 +13,7 @@ import torch.nn as nn
 from .base import Adapter
 from .lora import LoraConfig
 from ..core import UserError
-from ..host import find_sites
+from ..sites import find_sites
 if TYPE_CHECKING: from peft import PeftModel
 
 # %% ../../nbs/43_adapters.peers.ipynb #5aa50b48
@@ -31,7 +31,7 @@ def peft_lora(
 )->"PeftModel": # tokens (b, t) -> logits, like the host; only the LoRA weights require a gradient
     "The host under PEFT's LoRA; raises `UserError` without PEFT, or if the host has an adapter already."
     peft = import_peft()
-    if getattr(host, "adapter", None) is not None or hasattr(host, "peft_config"):
+    if hasattr(host, "adapters") or hasattr(host, "peft_config"):
         raise UserError("This host has an adapter already; give PEFT a fresh host.")
     names = [s.name for s in find_sites(host, config.sites)]
     theirs = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names, rank_pattern=dict(config.rank_pattern), lora_dropout=0.)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest, entropy
 from sklearn.base import ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression
@@ -160,7 +160,7 @@ def mutual_information(
     return Information(seen, float(null[int(np.ceil(.95*(permutations + 1))) - 1]), float((1 + (null >= seen).sum())/(1 + permutations)),
                        float(entropy(np.bincount(label[g]), base=2)))
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #4c8454a3
+# %% ../../nbs/22_routing.diagnostics.ipynb #b5687ba4
 def _stated(
     p, # (n,) stated probabilities
     event # (n,) what happened, True or False
@@ -172,7 +172,7 @@ def _stated(
     if (bad := (happened != 0) & (happened != 1)).any(): raise UserError(f"event[{bad.argmax()}] is {happened[bad.argmax()]:g}, but an event happened or did not; pass True or False.")
     return p, happened == 1
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #4a3fe007
+# %% ../../nbs/22_routing.diagnostics.ipynb #9f0c93f6
 Bins = Literal["quantile", "uniform"]
 
 def _bin(p:np.ndarray, bins:int, strategy:Bins)->tuple[np.ndarray, np.ndarray]: # (bins+1,) edges and (n,) bin of each row
@@ -181,7 +181,7 @@ def _bin(p:np.ndarray, bins:int, strategy:Bins)->tuple[np.ndarray, np.ndarray]: 
     edges = np.quantile(p, np.linspace(0, 1, bins + 1)) if strategy == "quantile" else np.linspace(0, 1, bins + 1)
     return edges, np.searchsorted(edges[1:-1], p)
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #8fcae48a
+# %% ../../nbs/22_routing.diagnostics.ipynb #466913e7
 class Reliability(NamedTuple):
     "A reliability diagram, one entry per bin that is not empty."
     left:np.ndarray # edge of the bin
@@ -192,7 +192,7 @@ class Reliability(NamedTuple):
     low:np.ndarray # Wilson interval of the frequency
     high:np.ndarray
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #466913e7
+# %% ../../nbs/22_routing.diagnostics.ipynb #73bfba8c
 def reliability(
     p, # (n,) stated probabilities
     event, # (n,) what happened, True or False
@@ -206,7 +206,7 @@ def reliability(
     ends = [binomtest(int(k), int(m)).proportion_ci(confidence, "wilson") for k, m in zip(hits[full], n[full])]
     return Reliability(edges[:-1][full], edges[1:][full], total[full]/n[full], hits[full]/n[full], n[full], *np.array(ends).T)
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #b1ee838f
+# %% ../../nbs/22_routing.diagnostics.ipynb #240fab9e
 def ece(
     p, # (n,) stated probabilities
     event, # (n,) what happened
@@ -217,7 +217,7 @@ def ece(
     p, event = _stated(p, event)
     return float(np.abs(np.bincount(_bin(p, bins, strategy)[1], p - event, bins)).sum()/len(p))
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #18662d76
+# %% ../../nbs/22_routing.diagnostics.ipynb #34aee5a4
 def ece_interval(
     p, # (n,) stated probabilities
     event, # (n,) what happened
@@ -240,7 +240,7 @@ def ece_interval(
     radius, value = np.quantile(np.concatenate(radii), confidence), np.abs(gap).sum()
     return float(max(0, value - radius)), float(min(1, value + radius))
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #61a388db
+# %% ../../nbs/22_routing.diagnostics.ipynb #ebcfbccb
 class Brier(NamedTuple):
     "A Brier score, equal to reliability - resolution + uncertainty."
     score:float
@@ -249,7 +249,7 @@ class Brier(NamedTuple):
     resolution:float
     uncertainty:float
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #ebcfbccb
+# %% ../../nbs/22_routing.diagnostics.ipynb #64299aff
 def brier(
     p, # (n,) stated probabilities
     event, # (n,) what happened, both kinds
@@ -263,7 +263,7 @@ def brier(
     part = float(np.average((r.p - r.frequency)**2, weights=r.n))
     return Brier(score, 1 - score/spread, part, part + spread - score, spread)
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #98258484
+# %% ../../nbs/22_routing.diagnostics.ipynb #d1df73bc
 def fit_temperature(
     logits, # (n,) before the sigmoid
     event # (n,) what happened, both kinds
@@ -277,7 +277,7 @@ def fit_temperature(
     scale = np.abs(z).mean()
     return float(scale*np.exp(-minimize_scalar(lambda u: np.logaddexp(0, -np.exp(u)*right/scale).mean(), bracket=(-1, 1)).x))
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #14b89a56
+# %% ../../nbs/22_routing.diagnostics.ipynb #2dbf4eaf
 def flip_rate(
     choices # (b, k) expert of each chunk, whole numbers
 )->float: # share of the b(k-1) steps
@@ -287,7 +287,7 @@ def flip_rate(
     if c.shape[1] < 2: raise UserError(f"choices has {c.shape[1]} chunk per sequence, but a flip needs two; pass longer sequences.")
     return float((c[:, 1:] != c[:, :-1]).mean())
 
-# %% ../../nbs/22_routing.diagnostics.ipynb #8f8e6e96
+# %% ../../nbs/22_routing.diagnostics.ipynb #816b2c7f
 def hit_rate(
     evaluations:int, # how often the controller ran
     lookups:int # how often a code was asked for
