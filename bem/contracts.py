@@ -106,7 +106,7 @@ def dense_delta(
 )->Tensor: # (d_out, d_in) float32, differentiable
     "The update as a matrix; raises `UserError` for a code that does not fit, or an update that is no matrix under it."
     check_code(update, code); u, d, s = copy(update), update.site.d_in, update.site
-    u.keep_code, like = False, next(p for p in (*u.parameters(), *u.buffers()) if p.is_floating_point())
+    like = next(p for p in (*u.parameters(), *u.buffers()) if p.is_floating_point())
     x = torch.cat([torch.eye(d), torch.cos(torch.arange(d)**2.)[None]])[:, None].to(like.device)
     base = torch.cat([x.new_zeros(d, 1, s.d_out), x[-1:, :, :1].expand(-1, -1, s.d_out)]) if linear is None else F.linear(x, weight_of(linear).float(), linear.bias if linear.bias is None else linear.bias.float())
     delta = (under_code(u, x, base, code) - base)[:, 0]; W, seen = delta[:-1].T, delta[-1].detach()

@@ -83,14 +83,14 @@ def train(
     config:TrainConfig,
     context:int, # bytes per window
     seed:int, # of the data order
-    watch:dict[str, list[bytes]]={}, # domain -> validation documents for the learning curve
+    watch:dict[str, list[bytes]]|None=None, # domain -> validation documents for the learning curve
     source=None # of the side signal, see `bem.side`; None without one
 )->tuple[list[int], list[float]]: # steps and bits per byte; the last value is NaN if the run diverged
     "Train in place."
     params = [p for p in model.parameters() if p.requires_grad]
     opt, data, steps, curve = torch.optim.AdamW(params, lr=config.lr, weight_decay=0.), source.sampler(docs, context, seed) if source else Sampler(docs, context, seed), [], []
     every = max(1, config.steps//config.evals)
-    signals = {d: source.of_windows(ts, d, context, 1) if source else None for d, ts in watch.items()}
+    watch = watch or {}; signals = {d: source.of_windows(ts, d, context, 1) if source else None for d, ts in watch.items()}
     for i in tqdm(range(config.steps), leave=False, mininterval=5, disable=quiet()):
         for group in opt.param_groups: group["lr"] = config.lr*schedule(i, config.steps)
         if source: _, y, past, doc = data.draw(config.batch); give_side(model, source.of_batch(past, doc).to(params[0].device))

@@ -13,7 +13,8 @@ def twice(tmp_path_factory, base):
     folder, out = tmp_path_factory.mktemp("adapt"), []
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     for n in "ab":
-        words = [sys.executable, "-m", "papermill", str(TEMPLATE), f"{n}.ipynb", "-k", "python3", "--engine", "ipc", "--no-progress-bar", "-p", "out", str(folder/f"{n}.json")]
+        words = [sys.executable, "-m", "papermill", str(TEMPLATE), f"{n}.ipynb", "-k", "python3", "--engine", "ipc", "--no-progress-bar",
+                 "-p", "out", str(folder/f"{n}.json")]
         spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
         before = spent(); done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
