@@ -4,7 +4,8 @@ __version__ = "0.1.0"
 # The short names, loaded on first use so that `import bem` costs nothing. The only hand-written lines of the package.
 _where = {"attach": "adapters.base", "load": "adapters.base", "get_variant": "adapters.base", "list_variants": "adapters.base", "fit_budget": "adapters.base",
           "LoraConfig": "adapters.lora", "GeneratedConfig": "adapters.generated", "SpectralConfig": "adapters.spectral",
-          "small_gpt": "host", "HostConfig": "host", "load_corpus": "data", "load_record": "record",
+          "small_gpt": "host", "HostConfig": "host", "load_host": "hub", "HierarchicalController": "routing.controller", "RoutingLevel": "routing.controller",
+          "RoutingState": "routing.controller", "SpectralGovernance": "adapters.governance", "CacheAwareBEMModule": "contracts", "load_corpus": "data", "load_record": "record",
           "BEMComponent": "contracts", "AdvancedBEMComponent": "contracts", "BEMConfig": "contracts", "ExperimentResult": "contracts", "run_experiment": "contracts",
           "BudgetConstraints": "contracts", "BudgetValidator": "contracts", "BudgetParityError": "contracts", "StatisticalValidationError": "contracts"}
 

@@ -36,7 +36,7 @@ from .train import quiet, schedule
 
 # %% ../nbs/45_strategies.ipynb #1adf0659
 def dialects(
-    names:list[str], # one dialect each; equal names in other lists are the same dialect
+    names:list[str], # one dialect each, whose table follows from the name
     docs:int=20, # documents of each
     length:int=256, # bytes
     noise:float=.1, # share of letters that follow no table
@@ -46,7 +46,7 @@ def dialects(
     out = {}
     for name in names:
         table, rng = np.random.default_rng([*name.encode()]).permutation(16), np.random.default_rng([seed, *name.encode()])
-        a = np.empty((docs, length), np.uint8); a[:, 0] = now = rng.integers(16, size=docs)
+        a, now = np.empty((docs, length), np.uint8), rng.integers(16, size=docs); a[:, 0] = now
         for i in range(1, length):
             if i % 8: now = np.where(rng.random(docs) < noise, rng.integers(16, size=docs), table[now])
             a[:, i] = now
@@ -61,6 +61,7 @@ class StrategyConfig(Config):
     batch:int = Field(16, ge=1)            # windows per step
     lr:float = Field(1e-2, gt=0, le=1)     # peak learning rate
 
+# %% ../nbs/45_strategies.ipynb #d00bbcbc
 class EndToEnd(StrategyConfig):
     "The loss of the text, and what may be added to it."
     w_kl:float = Field(.05, ge=0)              # divergence from the host alone, nats per byte
@@ -75,7 +76,7 @@ class EndToEnd(StrategyConfig):
         if (self.w_entropy > 0) != (self.entropy is not None): raise ValueError("w_entropy and the entropy it aims at need each other; give both or neither")
         return self
 
-# %% ../nbs/45_strategies.ipynb #d00bbcbc
+# %% ../nbs/45_strategies.ipynb #7675eb46
 class Imitation(StrategyConfig):
     "Be the expert of the domain."
     w_code:float = Field(1., ge=0)             # squared distance from the expert's code
@@ -86,6 +87,7 @@ class Imitation(StrategyConfig):
         if not self.w_code + self.w_kl: raise ValueError("w_code and w_kl are both 0, so there is nothing to learn; make one of them positive")
         return self
 
+# %% ../nbs/45_strategies.ipynb #01da4f67
 class Reinforcement(StrategyConfig):
     "What the two kinds of reinforcement share."
     price:float = Field(0., ge=0)              # bits per byte that one unit of cost is worth
@@ -97,6 +99,7 @@ class Reinforcement(StrategyConfig):
         if self.baseline != "ema" and self.rho != .99: raise ValueError(f"rho = {self.rho} has no effect without baseline 'ema'; leave it out")
         return self
 
+# %% ../nbs/45_strategies.ipynb #bdabf369
 class ReinforceCode(Reinforcement):
     "The code is the action."
     sigma:float = Field(.3, gt=0)              # standard deviation of the codes that are tried
@@ -104,7 +107,7 @@ class ReinforceCode(Reinforcement):
 class ReinforceChoice(Reinforcement):
     "The arm is the action."
 
-# %% ../nbs/45_strategies.ipynb #01da4f67
+# %% ../nbs/45_strategies.ipynb #326e375c
 STRATEGIES:dict[str, type[StrategyConfig]] = {"end-to-end": EndToEnd, "imitation": Imitation, "reinforce-code": ReinforceCode, "reinforce-choice": ReinforceChoice}
 
 def get_strategy(
@@ -115,7 +118,7 @@ def get_strategy(
     if name not in STRATEGIES: raise UserError(f"There is no strategy '{name}'; the strategies are {', '.join(STRATEGIES)}.")
     return STRATEGIES[name](**fields)
 
-# %% ../nbs/45_strategies.ipynb #7cc9397b
+# %% ../nbs/45_strategies.ipynb #6a68e2ad
 class Recipe(NamedTuple):
     "A strategy at work."
     params:list[nn.Parameter]                   # what is trained
@@ -123,6 +126,7 @@ class Recipe(NamedTuple):
     terms:Callable[..., dict[str, Tensor]]      # batch -> terms of the loss
     weights:dict[str, float]                    # of the terms
 
+# %% ../nbs/45_strategies.ipynb #823fa6c6
 def minimise(recipe:Recipe, config:StrategyConfig)->list[dict[str, float]]: # terms before each step
     "Run a recipe; raises `NonFiniteError` if the loss stops being a number."
     opt, history = torch.optim.AdamW(recipe.params, lr=config.lr, weight_decay=0.), []
@@ -136,7 +140,7 @@ def minimise(recipe:Recipe, config:StrategyConfig)->list[dict[str, float]]: # te
         history.append({k: v.item() for k, v in terms.items()})
     return history
 
-# %% ../nbs/45_strategies.ipynb #563737b7
+# %% ../nbs/45_strategies.ipynb #99457ac6
 def fit(
     subject:"Adapter|Chooser", # what is trained, in place
     docs:dict[str, list[bytes]], # domain -> training documents
@@ -149,17 +153,19 @@ def fit(
     if isinstance(subject, Adapter) and subject.config.side_size(): raise UserError("This adapter reads a side signal, which no strategy supplies; train it with bem.train.train and its source.")
     return minimise(config.recipe(subject, docs, context, seed, **more), config)
 
+# %% ../nbs/45_strategies.ipynb #926351f2
 def text(docs:dict[str, list[bytes]], context:int, seed:int, batch:int, device)->Callable[[], tuple[Tensor]]:
     "Draws windows of all domains, in the order of `bem.train.train`."
     data = Sampler(docs, context, seed)
     return lambda: (torch.from_numpy(data.batch(batch)[1]).to(device),)
 
-# %% ../nbs/45_strategies.ipynb #823fa6c6
+# %% ../nbs/45_strategies.ipynb #8a1c3810
 _written:dict[type, Callable] = {
     LowRank: lambda u, x, c: u.Vt.new_ones(u.rank), Coded: lambda u, x, c: c,
     ConstantCode: lambda u, x, c: u.b if u.orthonormal else 1 + u.b,
     SelfReading: lambda u, x, c: u.code(x @ u.directions()[0].T.to(x.dtype), c)}
 
+# %% ../nbs/45_strategies.ipynb #ab2ea2d0
 def directions(u:Update)->tuple[Tensor, Tensor]: # (r, d_in), (r, d_out)
     "Directions read and written; raises `UserError` for an update that is not a code between directions."
     if type(u) not in _written: raise UserError(f"{type(u).__name__} at {u.site.name} is no code between directions, so a term on the code has no meaning; set w_norm, w_orth and w_entropy to 0.")
@@ -170,12 +176,13 @@ def used_code(u:Update, x:Tensor, c:Tensor|None)->Tensor: # (..., d_in), (..., n
     Vt, Ut = directions(u); c = _written[type(u)](u, x, c)
     return u.governance.govern(c, Vt, Ut, u.scale, u.orthonormal) if getattr(u, "governance", None) else c
 
-# %% ../nbs/45_strategies.ipynb #99457ac6
+# %% ../nbs/45_strategies.ipynb #c61e1902
 class Call(NamedTuple):
     "An update at work."
     update:Update
     code:Tensor     # (..., r) what stood between the directions, with its graph
 
+# %% ../nbs/45_strategies.ipynb #935c5181
 @contextmanager
 def watched(adapter:Adapter)->Iterator[list[Call]]: # filled by each call of the host
     "Within the block every call of an update is noted."
@@ -185,43 +192,48 @@ def watched(adapter:Adapter)->Iterator[list[Call]]: # filled by each call of the
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/45_strategies.ipynb #ab2ea2d0
+# %% ../nbs/45_strategies.ipynb #33d90b1b
 def read(host:nn.Module, y:Tensor)->tuple[Tensor, Tensor]: # targets (b, t), -1 for none -> logits (b, t, v), nats (b, t)
     "Predictions of every byte and what they cost."
     x = torch.from_numpy(shift(y.clamp(min=0).cpu().numpy())).to(y.device)
     logits = host(x); logits = getattr(logits, "logits", logits)
     return logits, F.cross_entropy(logits.transpose(1, 2), y, ignore_index=-1, reduction="none")
 
+# %% ../nbs/45_strategies.ipynb #d7ed9737
 def divergence(of:Tensor, by:Tensor)->Tensor: # logits (..., v) of p and of q -> (...) nats
     "KL(p || q)."
     return F.kl_div(by.log_softmax(-1), of.log_softmax(-1), log_target=True, reduction="none").sum(-1)
 
-# %% ../nbs/45_strategies.ipynb #b56cd97d
+# %% ../nbs/45_strategies.ipynb #3ee518ef
 def squared_norm(c:Call)->Tensor: # (...) float64, one per code
     "$\\lVert\\Delta W\\rVert_F^2$ of one site."
     return frobenius(*directions(c.update), c.code, c.update.scale)**2
 
+# %% ../nbs/45_strategies.ipynb #16778d9a
 def overlap(u:Update)->Tensor:
     "$\\sum_{i\\ne j}(u_i\\cdot u_j)^2$ of the directions that one site writes."
     G = (Ut := directions(u)[1]) @ Ut.mT
     return (G - torch.diag(G.diagonal())).square().sum()
 
+# %% ../nbs/45_strategies.ipynb #2b202c4d
 def softmax_entropy(c:Tensor)->Tensor: # (..., r) -> bits
     "Mean entropy of the softmax over each code."
     p = c.log_softmax(-1)
     return -(p.exp()*p).sum(-1).mean()/math.log(2)
 
-# %% ../nbs/45_strategies.ipynb #081bdd9c
+# %% ../nbs/45_strategies.ipynb #953ae4fc
 def code_starts(c:HierarchicalController, t:int)->Tensor: # (k,) positions, the first is 0
     "Where a new code comes into force in a window of `t` tokens."
     level = c.level.value
     starts = torch.arange(0, t, dict(token=1, chunk=c.chunk, prefix=c.prefix)[level])
     return starts[:2] if level == "prefix" else starts
 
+# %% ../nbs/45_strategies.ipynb #4d4c7576
 def spoken(c:HierarchicalController, t:int)->Tensor: # (t,) bool
     "Positions whose code was written, and not only begun with."
     return torch.arange(t) >= dict(token=0, chunk=c.chunk, prefix=c.prefix)[c.level.value]
 
+# %% ../nbs/45_strategies.ipynb #9303422a
 def confidence_loss(
     u:Tensor, # (n,) stated uncertainty
     own:Tensor, alone:Tensor # (n,) nats of adapter and host
@@ -229,13 +241,14 @@ def confidence_loss(
     "Cross-entropy of the confidence and the event that the adapter costs less."
     return F.binary_cross_entropy((1 - u).clamp(1e-6, 1 - 1e-6), (own < alone).detach().to(u))
 
-# %% ../nbs/45_strategies.ipynb #16778d9a
+# %% ../nbs/45_strategies.ipynb #83c80b79
 @patch
 def weights(self:EndToEnd)->dict[str, float]:
     "Weight of every term that counts."
     w = dict(kl=self.w_kl, norm=self.w_norm, orth=self.w_orth, entropy=self.w_entropy, confidence=self.w_confidence)
     return dict(lm=1., **{k: v for k, v in w.items() if v})
 
+# %% ../nbs/45_strategies.ipynb #2c937dfe
 @patch
 def terms(self:EndToEnd, adapter:Adapter, y:Tensor)->dict[str, Tensor]: # targets (b, t)
     "Terms of the loss, each without its weight."
@@ -252,26 +265,32 @@ def terms(self:EndToEnd, adapter:Adapter, y:Tensor)->dict[str, Tensor]: # target
     if u is not None: out["confidence"] = confidence_loss(*(v[real & spoken(adapter.controller, y.shape[1]).to(y.device)] for v in (u, own, alone)))
     return out
 
-# %% ../nbs/45_strategies.ipynb #834c4324
+# %% ../nbs/45_strategies.ipynb #1378137e
 def trainable(adapter:Adapter)->list[nn.Parameter]: return [p for p in adapter.parameters() if p.requires_grad]
 
 @patch
-def recipe(self:EndToEnd, adapter:Adapter, docs:dict[str, list[bytes]], context:int, seed:int)->Recipe:
-    "Train everything on the text; raises `UserError` for a term that cannot act on this adapter."
+def suited(self:EndToEnd, adapter:Adapter)->"EndToEnd": # without the weights that cannot matter
+    "Raises `UserError` for a term that cannot act on this adapter."
     if self.w_confidence and not getattr(adapter.config, "uncertainty", False): raise UserError(f"w_confidence = {self.w_confidence} needs a head that states an uncertainty; attach an adapter with uncertainty = True, or leave it out.")
-    config, fixed = self, getattr(adapter.config, "orthonormal", False)
-    if self.w_orth and fixed and "w_orth" in self.model_fields_set: raise UserError(f"w_orth = {self.w_orth} has no effect on directions that are orthonormal already; leave it out.")
-    if fixed: config = self.model_copy(update=dict(w_orth=0.))
-    params = trainable(adapter)
+    if not getattr(adapter.config, "orthonormal", False): return self
+    if self.w_orth and "w_orth" in self.model_fields_set: raise UserError(f"w_orth = {self.w_orth} has no effect on directions that are orthonormal already; leave it out.")
+    return self.model_copy(update=dict(w_orth=0.))
+
+# %% ../nbs/45_strategies.ipynb #3d004add
+@patch
+def recipe(self:EndToEnd, adapter:Adapter, docs:dict[str, list[bytes]], context:int, seed:int)->Recipe:
+    "Train everything on the text."
+    config, params = self.suited(adapter), trainable(adapter)
     return Recipe(params, text(docs, context, seed, self.batch, params[0].device), lambda y: config.terms(adapter, y), config.weights())
 
-# %% ../nbs/45_strategies.ipynb #47a9c461
+# %% ../nbs/45_strategies.ipynb #4d51af15
 class Stated(NamedTuple):
     "One entry per byte of which the head has spoken."
     confidence:np.ndarray   # 1 - u
     event:np.ndarray        # bool, whether the adapter cost less than the host
     document:np.ndarray     # number of the document
 
+# %% ../nbs/45_strategies.ipynb #419f1984
 @torch.no_grad()
 def listen(
     adapter:Adapter, # with an uncertainty head
@@ -288,7 +307,7 @@ def listen(
         out.append(((1 - u)[heard].double(), (own < alone)[heard], torch.full((int(heard.sum()),), n)))
     return Stated(*(torch.cat(v).cpu().numpy() for v in zip(*out)))
 
-# %% ../nbs/45_strategies.ipynb #608d1a59
+# %% ../nbs/45_strategies.ipynb #aae4f121
 class Calibration(NamedTuple):
     "How well a stated confidence agrees with what happened."
     rate:float              # share of bytes on which the adapter was better
@@ -301,6 +320,7 @@ class Calibration(NamedTuple):
     temperature:float|None  # fitted on even documents; None where the logits point away from the events
     ece_after:float|None    # at that temperature, on odd documents
 
+# %% ../nbs/45_strategies.ipynb #a67142ad
 def calibration(s:Stated, bins:int=10)->Calibration:
     "Calibration of a head; raises `UserError` for fewer than ten documents."
     p, event, even = s.confidence, s.event, s.document % 2 == 0
@@ -310,7 +330,7 @@ def calibration(s:Stated, bins:int=10)->Calibration:
     after = None if T is None else ece(1/(1 + np.exp(-z[~even]/T)), event[~even], bins)
     return Calibration(float(event.mean()), float(p.mean()), ece(p, event, bins), *ece_interval(p, event, s.document, bins), b.score, b.skill, T, after)
 
-# %% ../nbs/45_strategies.ipynb #56801c44
+# %% ../nbs/45_strategies.ipynb #f7caf0fe
 def train_experts(
     host:nn.Module, # without an adapter; copied for every domain
     docs:dict[str, list[bytes]], # domain -> training documents
@@ -324,13 +344,14 @@ def train_experts(
     for i, (d, expert) in enumerate(experts.items()): fit(attach(expert, lora, seed + i), {d: docs[d]}, config, context, seed)
     return experts
 
+# %% ../nbs/45_strategies.ipynb #c6c196d0
 def expert_update(expert:nn.Module, u:Update, domain:str)->LowRank:
     "The expert's update at the site of `u`; raises `UserError` if it has none there, or none of low rank."
     at = {v.site.name: v for a in getattr(expert, "adapters", {}).values() for v in a.updates.values()}
     if type(v := at.get(u.site.name)) is not LowRank: raise UserError(f"The expert of '{domain}' has no static low-rank update at {u.site.name}; attach a LoRA with the same sites.")
     return v
 
-# %% ../nbs/45_strategies.ipynb #7c20ff94
+# %% ../nbs/45_strategies.ipynb #5df472c1
 @torch.no_grad()
 def target_code(
     u:Update, # whose code is sought
@@ -343,7 +364,7 @@ def target_code(
     size = frobenius(e.Vt, e.Ut, one, e.scale).item()**2
     return c.to(Vt.dtype), min(1., (u.scale*c @ b).item()/size) if size else 1.
 
-# %% ../nbs/45_strategies.ipynb #419f1984
+# %% ../nbs/45_strategies.ipynb #9d4fe9d7
 @torch.no_grad()
 def adopt(
     adapter:Adapter, # free directions, of a rank that is the sum of the experts' ranks
@@ -357,7 +378,7 @@ def adopt(
         u.Vt.copy_(torch.cat([p.Vt for p in parts])); u.Ut.copy_(torch.cat([p.scale/u.scale*p.Ut for p in parts]))
     return adapter
 
-# %% ../nbs/45_strategies.ipynb #1e662afb
+# %% ../nbs/45_strategies.ipynb #af029169
 def targets(adapter:Adapter, experts:dict[str, nn.Module])->list[Tensor]: # site by site (domains, r)
     "Codes to imitate; raises `UserError` for one that the controller cannot write."
     out, c = [], adapter.controller
@@ -367,6 +388,7 @@ def targets(adapter:Adapter, experts:dict[str, nn.Module])->list[Tensor]: # site
         if far.max() > c.max_norm*(1 + 1e-4): raise UserError(f"At {u.site.name} the expert of '{list(experts)[far.argmax()]}' needs a code {far.max():.2f} away from {c.offset:g}, the controller writes up to max_norm = {c.max_norm}; raise it.")
     return out
 
+# %% ../nbs/45_strategies.ipynb #a6652388
 def in_parts(docs:dict[str, list[bytes]], context:int, seed:int, batch:int, device)->Callable[[], tuple[Tensor, Tensor]]:
     "Draws windows and the number of their domain, in equal parts; raises `UserError` if a batch cannot hold every domain."
     if batch < len(docs): raise UserError(f"A batch of {batch} has no window for each of {len(docs)} domains; use at least {len(docs)}.")
@@ -374,7 +396,7 @@ def in_parts(docs:dict[str, list[bytes]], context:int, seed:int, batch:int, devi
     number = torch.arange(len(data)).repeat_interleave(torch.tensor(size)).to(device)
     return lambda: (torch.from_numpy(np.concatenate([s.batch(n)[1] for s, n in zip(data, size)])).to(device), number)
 
-# %% ../nbs/45_strategies.ipynb #f7b71abc
+# %% ../nbs/45_strategies.ipynb #ad50b902
 @patch
 def terms(self:Imitation, adapter:Adapter, experts:list[nn.Module], codes:list[Tensor], y:Tensor, domain:Tensor)->dict[str, Tensor]: # (b, t), (b,)
     "Terms of the loss, and the loss of the text to look at."
@@ -386,6 +408,7 @@ def terms(self:Imitation, adapter:Adapter, experts:list[nn.Module], codes:list[T
         out["kl"] = divergence(taught, logits).mean()
     return out
 
+# %% ../nbs/45_strategies.ipynb #54e61605
 @patch
 def recipe(self:Imitation, adapter:Adapter, docs:dict[str, list[bytes]], context:int, seed:int, experts:dict[str, nn.Module])->Recipe:
     "Imitate the expert of each window; raises `UserError` if a domain has none, or an expert cannot be imitated."
@@ -396,14 +419,16 @@ def recipe(self:Imitation, adapter:Adapter, docs:dict[str, list[bytes]], context
     draw = in_parts(docs, context, seed, self.batch, params[0].device)
     return Recipe(params, draw, lambda y, d: self.terms(adapter, models, codes, y, d), dict(lm=0., code=self.w_code, kl=self.w_kl))
 
-# %% ../nbs/45_strategies.ipynb #8ff81f6d
+# %% ../nbs/45_strategies.ipynb #63c7e32f
 class ValueHead(nn.Module):
     "A guess of the reward from features of the text."
     def __init__(self, d:int):
-        super().__init__(); self.out = nn.Linear(d, 1); nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
+        super().__init__(); self.out = nn.Linear(d, 1)
+        for p in self.parameters(): nn.init.zeros_(p)
     def forward(self, features:Tensor)->Tensor: return self.out(features)[..., 0] # (..., d) -> (...)
     def loss(self, guess:Tensor, returns:Tensor)->Tensor: return F.mse_loss(guess.expand_as(returns), returns)
 
+# %% ../nbs/45_strategies.ipynb #8b45817f
 class MovingAverage(nn.Module):
     "The average of past rewards."
     def __init__(self, rho:float): super().__init__(); self.rho, self.total, self.weight = rho, 0., 0.
@@ -413,12 +438,13 @@ class MovingAverage(nn.Module):
         self.total, self.weight = self.rho*self.total + (1 - self.rho)*returns.mean().item(), self.rho*self.weight + 1 - self.rho
         return guess.new_zeros(())
 
+# %% ../nbs/45_strategies.ipynb #443e8ea2
 @patch
 def make_baseline(self:Reinforcement, d:int)->nn.Module: # width of the features
     "The baseline by name; that of `none` remembers nothing."
     return ValueHead(d) if self.baseline == "learned" else MovingAverage(self.rho if self.baseline == "ema" else 1.)
 
-# %% ../nbs/45_strategies.ipynb #7523daa9
+# %% ../nbs/45_strategies.ipynb #fd8260b3
 def policy_terms(
     logp:Tensor, # (b, k) log-probability of each action, with the graph of the policy
     returns:Tensor, # (b, k) what followed
@@ -430,7 +456,7 @@ def policy_terms(
     guess = baseline(features)[:, None]; gain = share*(returns - guess).detach()
     return dict(policy=-(gain*logp).sum(1).mean(), value=baseline.loss(guess, returns), reward=returns[:, 0].mean())
 
-# %% ../nbs/45_strategies.ipynb #a6652388
+# %% ../nbs/45_strategies.ipynb #07fa1c6c
 class _Enough(Exception): "The first block was reached."
 
 @torch.no_grad()
@@ -444,6 +470,7 @@ def entering(host:nn.Module, x:Tensor)->Tensor: # tokens (b, t) -> (b, t, d)
     finally: handle.remove()
     return seen[0]
 
+# %% ../nbs/45_strategies.ipynb #0bd40e48
 class Chooser(nn.Module):
     "A policy over arms; raises `UserError` if there is nothing to choose, or a cost without an arm."
     def __init__(self, 
@@ -459,7 +486,7 @@ class Chooser(nn.Module):
             torch.manual_seed(seed)
             self.policy = HierarchicalController(anatomy(host).width, [len(arms)], "prefix", prefix=prompt, hidden=hidden, max_norm=8., offset=0.)
 
-# %% ../nbs/45_strategies.ipynb #ad50b902
+# %% ../nbs/45_strategies.ipynb #bed38877
 @patch
 def look(self:Chooser, y:Tensor)->tuple[Tensor, Tensor]: # targets (b, t) -> log-probabilities (b, arms), features (b, d)
     "What the policy makes of the prompts, with its graph."
@@ -467,6 +494,7 @@ def look(self:Chooser, y:Tensor)->tuple[Tensor, Tensor]: # targets (b, t) -> log
     h = entering(self._host[0], x[:, :self.prompt])
     return self.policy(h)[1].code.log_softmax(-1), F.layer_norm(h, h.shape[-1:]).mean(1)
 
+# %% ../nbs/45_strategies.ipynb #9f57a47d
 @patch
 @torch.no_grad()
 def reward(self:Chooser, y:Tensor, arm:Tensor, price:float)->Tensor: # targets (b, t), (b,) -> (b,)
@@ -476,6 +504,7 @@ def reward(self:Chooser, y:Tensor, arm:Tensor, price:float)->Tensor: # targets (
         if (at := arm == i).any(): out[at] = -run(y[at])[:, self.prompt:].sum(1)/rest[at].sum(1).clamp(min=1)/math.log(2) - price*self.costs[name]
     return out
 
+# %% ../nbs/45_strategies.ipynb #7fcd43bf
 @patch
 def recipe(self:ReinforceChoice, chooser:Chooser, docs:dict[str, list[bytes]], context:int, seed:int)->Recipe:
     "Learn which arm to run; raises `UserError` if nothing comes after the prompt."
@@ -488,20 +517,21 @@ def recipe(self:ReinforceChoice, chooser:Chooser, docs:dict[str, list[bytes]], c
         return policy_terms(logp.gather(1, a), chooser.reward(y, a[:, 0], self.price)[:, None], baseline, features)
     return Recipe([*params, *baseline.parameters()], text(docs, context, seed, self.batch, device), terms, dict(policy=1., value=1., reward=0.))
 
-# %% ../nbs/45_strategies.ipynb #c74b70a5
+# %% ../nbs/45_strategies.ipynb #2936008c
 @torch.no_grad()
 def reward_table(chooser:Chooser, y:Tensor, price:float)->tuple[Tensor, Tensor]: # targets (b, t) -> rewards (b, arms), probabilities (b, arms)
     "What every arm would get on every row, and how likely the policy is to choose it."
     rewards = [chooser.reward(y, torch.full((len(y),), i, device=y.device), price) for i in range(len(chooser.arms))]
     return torch.stack(rewards, 1), chooser.look(y)[0].exp()
 
-# %% ../nbs/45_strategies.ipynb #63c7e32f
+# %% ../nbs/45_strategies.ipynb #860de976
 class Draw(NamedTuple):
     "Codes that were tried in a call."
     hidden:Tensor   # (b, t, d) what the controller read
     starts:Tensor   # (k,) where each code begins
     logp:Tensor     # (b, k) up to a constant, with the graph of the controller
 
+# %% ../nbs/45_strategies.ipynb #e6d28dcb
 @contextmanager
 def explored(adapter:Adapter, sigma:float, generator:torch.Generator)->Iterator[list[Draw]]: # filled by each call of the host
     "Within the block, codes are drawn around those that the controller writes; its uncertainty is left alone."
@@ -516,7 +546,7 @@ def explored(adapter:Adapter, sigma:float, generator:torch.Generator)->Iterator[
     try: yield seen
     finally: hook.remove()
 
-# %% ../nbs/45_strategies.ipynb #8b45817f
+# %% ../nbs/45_strategies.ipynb #2638a6bd
 @patch
 def terms(self:ReinforceCode, adapter:Adapter, baseline:nn.Module, g:torch.Generator, y:Tensor)->dict[str, Tensor]: # targets (b, t)
     "REINFORCE on the codes of a batch."
@@ -527,6 +557,7 @@ def terms(self:ReinforceCode, adapter:Adapter, baseline:nn.Module, g:torch.Gener
     returns = r.flip(1).cumsum(1).flip(1)[:, starts]/left
     return policy_terms(logp, returns, baseline, F.layer_norm(h, h.shape[-1:]).mean(1).detach(), left/r.shape[1])
 
+# %% ../nbs/45_strategies.ipynb #2f3a9f87
 @patch
 def recipe(self:ReinforceCode, adapter:Adapter, docs:dict[str, list[bytes]], context:int, seed:int)->Recipe:
     "Let the controller try codes; raises `UserError` if there is no controller."

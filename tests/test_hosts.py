@@ -155,6 +155,25 @@ def test_generates_the_same_with_a_cache_of_fixed_size_and_in_pieces(host, level
     model, _ = adapted(host, level); prompts = ragged()
     assert torch.equal(continued(model, prompts, **how), continued(model, prompts, use_cache=False))
 
+OTHERS = dict(
+    flat=lambda: hf.OPTForCausalLM(hf.OPTConfig(vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32, init_std=.15, max_position_embeddings=64)),
+    wide_mask=lambda: hf.BloomForCausalLM(hf.BloomConfig(**SHARED, hidden_size=32, n_layer=2, n_head=4)),
+    sliding=lambda: hf.MistralForCausalLM(hf.MistralConfig(**SHARED, **WIDE, num_key_value_heads=2, sliding_window=8)))
+
+@pytest.mark.parametrize("family", OTHERS)       # one flattens its sequences, one is given a mask as wide as the cache, one forgets keys
+@pytest.mark.parametrize("level", ["chunk", "self_token"])
+def test_other_families_generate_the_same_too(family, level):
+    torch.manual_seed(0); model = OTHERS[family]().eval(); prompts = ragged(); bare = continued(model, prompts)
+    stir(attach(model, LEVELS[level])); alone = continued(model, prompts, use_cache=False)
+    for how in ({}, dict(cache_implementation="static")): assert torch.equal(continued(model, prompts, **how), alone)
+    assert not torch.equal(alone, bare)
+
+def test_a_past_that_does_not_count_its_tokens_is_refused(one_sentence):
+    model = hf.MambaForCausalLM(hf.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2)).eval(); ids = tokens(1, 5)
+    attach(model, LEVELS["chunk"]); model(ids, use_cache=False)
+    with one_sentence(UserError, "does not count its tokens", "use_cache=False"): model(ids, use_cache=True)
+
 @every_hub_host
 @some_levels
 def test_a_padded_row_generates_what_it_generates_alone(host, level):

@@ -66,22 +66,24 @@ def states_of(cache:Any)->dict[int, AdapterState]: # adapter's serial number -> 
 
 # %% ../../nbs/21_routing.cache.ipynb #9cc1fff3
 def resume(cache:Any, serial:int, rows:int)->AdapterState: # rows of the next input
-    "State of an adapter in a cache; raises `UserError` if the cache holds tokens that the adapter has not read, or other rows."
-    past = int(cache.get_seq_length()); state = states_of(cache).get(serial) or AdapterState()
+    "State of an adapter in a cache; raises `UserError` if the cache holds tokens that the adapter has not read, or other rows, or cannot tell."
+    try: past = int(cache.get_seq_length())
+    except (AttributeError, ValueError): raise UserError(f"A {type(cache).__name__} that does not count its tokens cannot carry the codes of this adapter; call the host with use_cache=False, or choose an adapter without a controller.") from None
+    state = states_of(cache).get(serial) or AdapterState()
     if state.length != past: raise UserError(f"The cache holds {past} tokens and this adapter has read {state.length} of them; begin with a new cache, and do not shorten it.")
     if past and state.rows != rows: raise UserError(f"The routing state is of a batch of {state.rows}, the input of {rows}; begin with a new cache, or let the cache reorder its rows.")
     return state
 
 # %% ../../nbs/21_routing.cache.ipynb #327e254a
 def is_token(
-    mask:Tensor|dict|None, # (b, past+t), or (b, 1, t, size of the cache) as a host may be given it; a dictionary has one for each kind of attention
+    mask:Tensor|dict|None, # (b, columns), or (b, 1, t, columns); a dictionary has one for each kind of attention
     past:int, # columns before this call
     t:int # columns of this call
 )->Tensor|None: # (b, t) True where there is a token; None for everywhere
     "Which columns of a call hold tokens; raises `UserError` for a mask that does not show it."
     if isinstance(mask, dict): mask = mask.get("full_attention", next(iter(mask.values()), None))
     if not isinstance(mask, Tensor) or mask.ndim == 4 and t == 1: return None            # one token after others is no padding
-    if mask.ndim == 2 and mask.shape[1] >= t: real = mask[:, -t:].bool()
+    if mask.ndim == 2 and (mask.shape[1] == t or mask.shape[1] >= past + t): real = mask[:, -t:].bool() if mask.shape[1] == t else mask[:, past:past + t].bool()
     elif mask.ndim == 4 and mask.shape[2] == t and mask.shape[3] >= past + t:
         seen = mask[:, 0, :, past:past + t]; seen = seen if seen.dtype == torch.bool else seen == 0
         real = seen.diagonal(0, 1, 2) & ~seen.triu(1).any(-1)
