@@ -21,7 +21,7 @@ from bem.stats import StatisticalValidationError, bca_interval, benjamini_hochbe
     (dict(lr="fast"), "lr = 'fast'"), (dict(lr=2.), "lr = 2.0"), (dict(lr=float("nan")), "lr = nan"), (dict(steps=-3), "steps = -3"),
     (dict(options=3), "RunSpec.options = 3"), (dict(options={"rnak": 3}), "no key 'rnak'"), (dict(options={"alpha": "8"}), "alpha = '8'"),
     (dict(options={"rank": 8}), "fitted to the budget"), (dict(profile="paper", seed=1000, lr=.1), "cannot be chosen"),
-    (dict(options={"sites": []}), "sites = []"), (dict(variant="bem-self", options={"chunk": 8}), "has no effect at level 'self'"),
+    (dict(options={"sites": []}), "sites = []"), (dict(variant="bem-self", options={"chunk": 8}), "has no effect without codes per chunk"),
     (dict(profile="paper", seed=5), "The test split is sealed"), (dict(profile="smoke", seed=1000), "Seed 1000 is sealed")])
 def test_a_run_that_makes_no_sense(words, says, one_sentence):
     with one_sentence(UserError, says): resolve(RunSpec(**words))

@@ -4,7 +4,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest, torch, torch.nn as nn
 import transformers as hf
 from hypothesis import given, settings, strategies as st
-from bem.adapters.base import attach, load
+from bem.adapters.base import attach, get_variant, list_variants, load
 from bem.adapters.generated import GeneratedConfig
 from bem.adapters.lora import LoraConfig
 from bem.core import NonFiniteError, UserError
@@ -132,7 +132,7 @@ def ragged(lengths=(5, 11, 8), seed=2):
     n = max(lengths); ids, mask = tokens(len(lengths), n, seed), torch.ones(len(lengths), n, dtype=torch.long)
     for i, l in enumerate(lengths): ids[i, :n - l] = 0; mask[i, :n - l] = 0
     return dict(input_ids=ids, attention_mask=mask)
-def continued(model, prompts, n=22, **kw):
+def continued(model, prompts, n=13, **kw):
     "New tokens; none of the rows ends early."
     torch.manual_seed(5)
     return model.generate(**prompts, max_new_tokens=n, eos_token_id=None, pad_token_id=0, **{**dict(do_sample=False), **kw})[:, prompts["input_ids"].shape[1]:]
@@ -144,9 +144,9 @@ GREEDY, BEAMS, SAMPLING, SAMPLED_BEAMS = {}, dict(num_beams=3), dict(do_sample=T
     *((l, GREEDY) for l in WRITTEN), *((l, BEAMS) for l in SOME), ("chunk", SAMPLING), ("self_token", SAMPLING), ("chunk", SAMPLED_BEAMS)],
     ids=lambda x: x if isinstance(x, str) else "-".join(x) or "greedy")
 def test_generates_the_same_with_and_without_a_cache(host, level, mode):
-    model, adapter = adapted(host, level); prompts = ragged(); with_cache = continued(model, prompts, **mode)
-    assert torch.equal(with_cache, continued(model, prompts, use_cache=False, **mode))
-    adapter.detach(); assert not torch.equal(with_cache, continued(model, prompts, **mode))
+    model, adapter = adapted(host, level); prompts = ragged(); with_cache = continued(model, prompts, 22, **mode)
+    assert torch.equal(with_cache, continued(model, prompts, 22, use_cache=False, **mode))
+    adapter.detach(); assert not torch.equal(with_cache, continued(model, prompts, 22, **mode))
 
 @every_hub_host
 @some_levels
@@ -338,6 +338,13 @@ def test_a_copied_host_has_adapters_of_its_own(host):
 def test_a_host_may_change_its_precision_under_an_adapter(host, level):
     model, adapter = adapted(host, level); fresh, _ = adapted(host, level, torch.bfloat16); ids = tokens(2, 20)
     model.to(torch.bfloat16); assert torch.equal(logits(model, ids), logits(fresh, ids)) and {p.dtype for p in adapter.parameters()} == {torch.float32}
+
+@pytest.mark.parametrize("name", sorted(list_variants()))
+def test_every_registered_variant_generates_and_trains_here(name):
+    model = build("llama"); adapter = stir(attach(model, get_variant(name, rank=4))); sides = torch.eye(3, s) if (s := adapter.config.side_size()) else None
+    prompts = ragged((31, 5, 36)); adapter.give(sides); assert torch.equal(continued(model, prompts), continued(model, prompts, use_cache=False))
+    ids = tokens(3, 40); plain = gradients(model.train(), adapter, ids); twice = gradients(checkpointed(model), adapter, ids)
+    for n, g in plain.items(): torch.testing.assert_close(twice[n], g)
 
 # -- what is refused
 

@@ -140,6 +140,7 @@ def _around_blocks(self:Adapter, module, args, kwargs):
     if "attention_mask" in (*names, *given) or module is self.host: self._mask = given.get("attention_mask")
     self._codes, self._grad = None, torch.is_grad_enabled()
 
+# %% ../../nbs/30_adapters.base.ipynb #a0b1e8ff
 def refuse_packed(
     mask:Tensor|None, # None if there is no padding
     places:Tensor|None # (b, t) position of each token, if the host says it
@@ -147,13 +148,14 @@ def refuse_packed(
     "Raise `UserError` if positions begin again within a row that has no padding."
     if mask is None and isinstance(places, Tensor) and places.ndim == 2 and places.shape[1] > 1 and (places.diff() < 0).any():
         raise UserError("The position_ids begin again within a row, so that several sequences would share one code; give one sequence per row, padded, with an attention_mask.")
+
 def find_cache(args:tuple, kwargs:dict)->Any: # of a block
     "The cache, if there is one; a past of another make stands for itself, and will be refused."
     counting = [v for v in (*args, *kwargs.values()) if hasattr(v, "get_seq_length")]
     other = [kwargs[k] for k in ("past_key_values", "past_key_value", "layer_past", "cache_params") if kwargs.get(k) is not None]
     return next(iter(counting + other), None)
 
-# %% ../../nbs/30_adapters.base.ipynb #a0b1e8ff
+# %% ../../nbs/30_adapters.base.ipynb #91a1c692
 @patch
 def _before_first_block(self:Adapter, block, args, kwargs):
     "Write the codes of this call, and lay its state into the cache."
@@ -170,6 +172,7 @@ def _before_first_block(self:Adapter, block, args, kwargs):
     for u in self.updates.values(): u.memory = None if cache is None else new.memory
     if cache is not None: cache.routing[self.serial] = new
 
+# %% ../../nbs/30_adapters.base.ipynb #7f143150
 @patch
 def _part(self:Adapter, part:tuple[int, int], x:Tensor)->Tensor: # (..., n) for x of (..., d_in)
     "Code of one site for what the site sees; raises `UserError` if these are not the tokens of the call, in order."
@@ -184,7 +187,7 @@ def _at_site(self:Adapter, update:Update, part:tuple[int, int], module, args, ou
     if self._off: return out
     return update(args[0], out, self._part(part, args[0]) if update.n_code else None)
 
-# %% ../../nbs/30_adapters.base.ipynb #4b53c809
+# %% ../../nbs/30_adapters.base.ipynb #6a08abb6
 _reentrant = "Reentrant gradient checkpointing loses the gradients of an adapter's codes; enable it with gradient_checkpointing_kwargs={'use_reentrant': False}."
 
 def _in_backward()->bool: return torch._C._current_graph_task_id() != -1
@@ -197,11 +200,12 @@ def _write(self:Adapter, *args:Tensor|None)->tuple[Tensor, RoutingState]:
     "Codes of a call, noted as waiting for a backward pass; raises `UserError` if they should be and cannot."
     if self._grad and not torch.is_grad_enabled(): raise UserError(_reentrant)
     codes, state = self.controller(*args)
-    if self._grad: self._trained = codes, args[1:]
-    if self._grad and codes.is_floating_point(): codes.requires_grad_()      # fixed codes too, so that the backward pass says when it has used them
+    if self._grad and codes.is_floating_point() and not codes.requires_grad: codes = codes.view_as(codes).requires_grad_()      # so that the backward pass says when it has used fixed codes
     if codes.requires_grad: call = _Call(); self._waiting.add(call); codes.register_hook(lambda _: self._waiting.discard(call))
+    if self._grad: self._trained = codes, args[1:]
     return codes, state
 
+# %% ../../nbs/30_adapters.base.ipynb #1cb80742
 @patch
 def _again(self:Adapter, h:Tensor)->None:
     "The first block's hook, computed again."
@@ -217,7 +221,7 @@ def _code(self:Adapter)->Tensor: # (b, t, n)
     if self._codes.requires_grad and not torch.is_grad_enabled(): raise UserError(_reentrant)
     return self._codes
 
-# %% ../../nbs/30_adapters.base.ipynb #e6031049
+# %% ../../nbs/30_adapters.base.ipynb #3b0f2aba
 @patch
 def give(self:Adapter, side:Tensor|None)->"Adapter": # (b, s)
     "Side signal of the next calls; raises `UserError` for another shape."
@@ -234,7 +238,7 @@ def _side_for(self:Adapter, b:int)->Tensor|None:
     if len(self._side) != b: raise UserError(f"The side signal has {len(self._side)} rows, the input {b}; give one row per sequence.")
     return self._side
 
-# %% ../../nbs/30_adapters.base.ipynb #6a08abb6
+# %% ../../nbs/30_adapters.base.ipynb #50e5ecc7
 class Attached(nn.ModuleDict):
     "Adapters of a host by name, and how the host's parameters were flagged before the first came."
     def __init__(self, host:nn.Module): super().__init__(); self.flags = [(p, p.requires_grad) for p in host.parameters()]
@@ -258,7 +262,7 @@ def attach(self:Adapter, name:str="default")->"Adapter":
     self.name = name; host.adapters[name] = self.to(host.adapters.flags[0][0].device)
     return self
 
-# %% ../../nbs/30_adapters.base.ipynb #1cb80742
+# %% ../../nbs/30_adapters.base.ipynb #1a46ebb1
 @patch
 def detach(self:Adapter)->nn.Module: # the host
     "Remove every hook; when the last adapter goes, the host is bit-identical to what it was."
@@ -286,7 +290,7 @@ def cache_report(self:Adapter)->dict[str, float]:
     used, made = (self.controller.lookups, self.controller.evaluations) if self.controller is not None and hasattr(self.controller, "lookups") else (0, 0)
     return dict(lookups=used, evaluations=made, hit_rate=1 - made/used if used else float("nan"), invalidations=self.invalidations)
 
-# %% ../../nbs/30_adapters.base.ipynb #a44c18b9
+# %% ../../nbs/30_adapters.base.ipynb #e3ecd293
 def attach(
     host:nn.Module, # a causal language model
     config:AdapterConfig|str, # a configuration, or the name of a registered variant
@@ -299,7 +303,7 @@ def attach(
         torch.manual_seed(seed)
         return Adapter(host, config).attach(name)
 
-# %% ../../nbs/30_adapters.base.ipynb #b94b109d
+# %% ../../nbs/30_adapters.base.ipynb #6e8a9795
 _registry:dict[str, AdapterConfig] = {}
 
 def register(name:str, config:AdapterConfig)->None:
@@ -323,7 +327,7 @@ def list_variants()->dict[str, str]: # variant -> module that registers it
             out[name] = f"bem.adapters.{path.stem}"
     return out
 
-# %% ../../nbs/30_adapters.base.ipynb #a9a61c1b
+# %% ../../nbs/30_adapters.base.ipynb #4f416a74
 def get_variant(
     name:str, # registered name
     **changes # fields that differ from the registered configuration
@@ -335,7 +339,7 @@ def get_variant(
     config = _registry[name]
     return type(config)(**{**config.model_dump(), **changes})
 
-# %% ../../nbs/30_adapters.base.ipynb #6e8a9795
+# %% ../../nbs/30_adapters.base.ipynb #905d9abe
 def count_parameters(config:AdapterConfig, host:nn.Module)->int: # trainable parameters
     "Size of an adapter that is not built."
     anatomy(host)                                # looked at here, since nothing can be looked at on the meta device
@@ -360,7 +364,7 @@ def fit_budget(
     if abs(n/budget - 1) > tolerance: raise UserError(f"No rank pattern of {type(config).__name__} meets {budget} parameters within {tolerance:.0%}; the nearest has {n}.")
     return out
 
-# %% ../../nbs/30_adapters.base.ipynb #2dec05e3
+# %% ../../nbs/30_adapters.base.ipynb #a48824ec
 def fingerprint(host:nn.Module, sites:list[Site])->str: # 16 hexadecimal digits
     "Hash of the frozen maps that an adapter changes."
     modules, h = dict(host.named_modules()), hashlib.sha256()
@@ -375,7 +379,7 @@ def save(self:Adapter, folder:str|Path)->Path:
     atomic_write(folder/"adapter.safetensors", st_torch.save({k: v.contiguous() for k, v in self.state_dict().items()}))
     return atomic_write(folder/"adapter_config.json", json.dumps(meta, indent=1))
 
-# %% ../../nbs/30_adapters.base.ipynb #5b7694ab
+# %% ../../nbs/30_adapters.base.ipynb #829ff9b4
 def load(
     host:nn.Module,
     folder:str|Path, # what `Adapter.save` wrote
