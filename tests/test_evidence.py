@@ -24,8 +24,8 @@ def write(run, path=None, **changes):
     return save_record(Record(**{**fields, **changes}), path or run.path)
 
 def test_what_fits_is_gathered(runs):
-    records, stale, diverged = evidence.gather("smoke", runs)
-    assert [(r.variant, r.seed) for r in records] == [(v, s) for v in VARIANTS for s in SEEDS] and stale == diverged == []
+    records, stale, diverged, absent = evidence.gather("smoke", runs)
+    assert [(r.variant, r.seed) for r in records] == [(v, s) for v in VARIANTS for s in SEEDS] and stale == diverged == absent == []
 
 def test_a_gap_is_named(runs, one_sentence):
     runs[1].path.unlink()
@@ -51,7 +51,7 @@ def test_records_that_do_not_fit_are_refused(runs, odd, one_sentence):
 
 def test_an_arm_that_diverged_is_left_out_and_named(runs):
     write(runs[3], status="diverged", scores={})
-    records, _, diverged = evidence.gather("smoke", runs)
+    records, _, diverged, _ = evidence.gather("smoke", runs)
     assert {r.variant for r in records} == {"lora"} and diverged == ["bem-self, seed 1, lr 0.01"]
 
 def test_a_summary_computed_again_is_the_same(tree, command):
@@ -62,3 +62,8 @@ def test_a_summary_computed_again_is_the_same(tree, command):
     assert done.returncode == 0, done.stderr
     assert made.read_bytes() == (ROOT/"reports"/"paper"/"summary.json").read_bytes()
     for f in (tree/"figures").glob("*"): assert f.read_bytes() == (ROOT/"figures"/f.name).read_bytes(), f.name
+
+def test_an_arm_that_was_not_run_is_named_and_not_missed(runs):
+    for r in runs[2:]: r.path.unlink()
+    records, _, _, absent = evidence.gather("smoke", runs)
+    assert {r.variant for r in records} == {"lora"} and absent == ["bem-self"]
