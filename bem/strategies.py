@@ -192,48 +192,48 @@ def watched(adapter:Adapter)->Iterator[list[Call]]: # filled by each call of the
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/45_strategies.ipynb #e8b3d2b9
+# %% ../nbs/45_strategies.ipynb #33d90b1b
 def read(host:nn.Module, y:Tensor)->tuple[Tensor, Tensor]: # targets (b, t), -1 for none -> logits (b, t, v), nats (b, t)
     "Predictions of every byte and what they cost."
     x = torch.from_numpy(shift(y.clamp(min=0).cpu().numpy())).to(y.device)
     logits = host(x); logits = getattr(logits, "logits", logits)
     return logits, F.cross_entropy(logits.transpose(1, 2), y, ignore_index=-1, reduction="none")
 
-# %% ../nbs/45_strategies.ipynb #325b677e
+# %% ../nbs/45_strategies.ipynb #d7ed9737
 def divergence(of:Tensor, by:Tensor)->Tensor: # logits (..., v) of p and of q -> (...) nats
     "KL(p || q)."
     return F.kl_div(by.log_softmax(-1), of.log_softmax(-1), log_target=True, reduction="none").sum(-1)
 
-# %% ../nbs/45_strategies.ipynb #2b202c4d
+# %% ../nbs/45_strategies.ipynb #3ee518ef
 def squared_norm(c:Call)->Tensor: # (...) float64, one per code
     "$\\lVert\\Delta W\\rVert_F^2$ of one site."
     return frobenius(*directions(c.update), c.code, c.update.scale)**2
 
-# %% ../nbs/45_strategies.ipynb #834c4324
+# %% ../nbs/45_strategies.ipynb #16778d9a
 def overlap(u:Update)->Tensor:
     "$\\sum_{i\\ne j}(u_i\\cdot u_j)^2$ of the directions that one site writes."
     G = (Ut := directions(u)[1]) @ Ut.mT
     return (G - torch.diag(G.diagonal())).square().sum()
 
-# %% ../nbs/45_strategies.ipynb #f5cc3166
+# %% ../nbs/45_strategies.ipynb #2b202c4d
 def softmax_entropy(c:Tensor)->Tensor: # (..., r) -> bits
     "Mean entropy of the softmax over each code."
     p = c.log_softmax(-1)
     return -(p.exp()*p).sum(-1).mean()/math.log(2)
 
-# %% ../nbs/45_strategies.ipynb #9303422a
+# %% ../nbs/45_strategies.ipynb #953ae4fc
 def code_starts(c:HierarchicalController, t:int)->Tensor: # (k,) positions, the first is 0
     "Where a new code comes into force in a window of `t` tokens."
     level = c.level.value
     starts = torch.arange(0, t, dict(token=1, chunk=c.chunk, prefix=c.prefix)[level])
     return starts[:2] if level == "prefix" else starts
 
-# %% ../nbs/45_strategies.ipynb #afe8aa7a
+# %% ../nbs/45_strategies.ipynb #4d4c7576
 def spoken(c:HierarchicalController, t:int)->Tensor: # (t,) bool
     "Positions whose code was written, and not only begun with."
     return torch.arange(t) >= dict(token=0, chunk=c.chunk, prefix=c.prefix)[c.level.value]
 
-# %% ../nbs/45_strategies.ipynb #d1a515ad
+# %% ../nbs/45_strategies.ipynb #9303422a
 def confidence_loss(
     u:Tensor, # (n,) stated uncertainty
     own:Tensor, alone:Tensor # (n,) nats of adapter and host
@@ -241,14 +241,14 @@ def confidence_loss(
     "Cross-entropy of the confidence and the event that the adapter costs less."
     return F.binary_cross_entropy((1 - u).clamp(1e-6, 1 - 1e-6), (own < alone).detach().to(u))
 
-# %% ../nbs/45_strategies.ipynb #493a5576
+# %% ../nbs/45_strategies.ipynb #83c80b79
 @patch
 def weights(self:EndToEnd)->dict[str, float]:
     "Weight of every term that counts."
     w = dict(kl=self.w_kl, norm=self.w_norm, orth=self.w_orth, entropy=self.w_entropy, confidence=self.w_confidence)
     return dict(lm=1., **{k: v for k, v in w.items() if v})
 
-# %% ../nbs/45_strategies.ipynb #1378137e
+# %% ../nbs/45_strategies.ipynb #2c937dfe
 @patch
 def terms(self:EndToEnd, adapter:Adapter, y:Tensor)->dict[str, Tensor]: # targets (b, t)
     "Terms of the loss, each without its weight."
@@ -265,7 +265,7 @@ def terms(self:EndToEnd, adapter:Adapter, y:Tensor)->dict[str, Tensor]: # target
     if u is not None: out["confidence"] = confidence_loss(*(v[real & spoken(adapter.controller, y.shape[1]).to(y.device)] for v in (u, own, alone)))
     return out
 
-# %% ../nbs/45_strategies.ipynb #9326ba2f
+# %% ../nbs/45_strategies.ipynb #1378137e
 def trainable(adapter:Adapter)->list[nn.Parameter]: return [p for p in adapter.parameters() if p.requires_grad]
 
 @patch
@@ -276,21 +276,21 @@ def suited(self:EndToEnd, adapter:Adapter)->"EndToEnd": # without the weights th
     if self.w_orth and "w_orth" in self.model_fields_set: raise UserError(f"w_orth = {self.w_orth} has no effect on directions that are orthonormal already; leave it out.")
     return self.model_copy(update=dict(w_orth=0.))
 
-# %% ../nbs/45_strategies.ipynb #38c56e16
+# %% ../nbs/45_strategies.ipynb #3d004add
 @patch
 def recipe(self:EndToEnd, adapter:Adapter, docs:dict[str, list[bytes]], context:int, seed:int)->Recipe:
     "Train everything on the text."
     config, params = self.suited(adapter), trainable(adapter)
     return Recipe(params, text(docs, context, seed, self.batch, params[0].device), lambda y: config.terms(adapter, y), config.weights())
 
-# %% ../nbs/45_strategies.ipynb #a67142ad
+# %% ../nbs/45_strategies.ipynb #4d51af15
 class Stated(NamedTuple):
     "One entry per byte of which the head has spoken."
     confidence:np.ndarray   # 1 - u
     event:np.ndarray        # bool, whether the adapter cost less than the host
     document:np.ndarray     # number of the document
 
-# %% ../nbs/45_strategies.ipynb #97b473eb
+# %% ../nbs/45_strategies.ipynb #419f1984
 @torch.no_grad()
 def listen(
     adapter:Adapter, # with an uncertainty head
@@ -307,7 +307,7 @@ def listen(
         out.append(((1 - u)[heard].double(), (own < alone)[heard], torch.full((int(heard.sum()),), n)))
     return Stated(*(torch.cat(v).cpu().numpy() for v in zip(*out)))
 
-# %% ../nbs/45_strategies.ipynb #1e662afb
+# %% ../nbs/45_strategies.ipynb #aae4f121
 class Calibration(NamedTuple):
     "How well a stated confidence agrees with what happened."
     rate:float              # share of bytes on which the adapter was better
@@ -320,7 +320,7 @@ class Calibration(NamedTuple):
     temperature:float|None  # fitted on even documents; None where the logits point away from the events
     ece_after:float|None    # at that temperature, on odd documents
 
-# %% ../nbs/45_strategies.ipynb #f7b71abc
+# %% ../nbs/45_strategies.ipynb #a67142ad
 def calibration(s:Stated, bins:int=10)->Calibration:
     "Calibration of a head; raises `UserError` for fewer than ten documents."
     p, event, even = s.confidence, s.event, s.document % 2 == 0
@@ -330,7 +330,7 @@ def calibration(s:Stated, bins:int=10)->Calibration:
     after = None if T is None else ece(1/(1 + np.exp(-z[~even]/T)), event[~even], bins)
     return Calibration(float(event.mean()), float(p.mean()), ece(p, event, bins), *ece_interval(p, event, s.document, bins), b.score, b.skill, T, after)
 
-# %% ../nbs/45_strategies.ipynb #8ff81f6d
+# %% ../nbs/45_strategies.ipynb #f7caf0fe
 def train_experts(
     host:nn.Module, # without an adapter; copied for every domain
     docs:dict[str, list[bytes]], # domain -> training documents
@@ -344,14 +344,14 @@ def train_experts(
     for i, (d, expert) in enumerate(experts.items()): fit(attach(expert, lora, seed + i), {d: docs[d]}, config, context, seed)
     return experts
 
-# %% ../nbs/45_strategies.ipynb #b83722a4
+# %% ../nbs/45_strategies.ipynb #c6c196d0
 def expert_update(expert:nn.Module, u:Update, domain:str)->LowRank:
     "The expert's update at the site of `u`; raises `UserError` if it has none there, or none of low rank."
     at = {v.site.name: v for a in getattr(expert, "adapters", {}).values() for v in a.updates.values()}
     if type(v := at.get(u.site.name)) is not LowRank: raise UserError(f"The expert of '{domain}' has no static low-rank update at {u.site.name}; attach a LoRA with the same sites.")
     return v
 
-# %% ../nbs/45_strategies.ipynb #8ccd0ffe
+# %% ../nbs/45_strategies.ipynb #5df472c1
 @torch.no_grad()
 def target_code(
     u:Update, # whose code is sought
@@ -364,7 +364,7 @@ def target_code(
     size = frobenius(e.Vt, e.Ut, one, e.scale).item()**2
     return c.to(Vt.dtype), min(1., (u.scale*c @ b).item()/size) if size else 1.
 
-# %% ../nbs/45_strategies.ipynb #a6652388
+# %% ../nbs/45_strategies.ipynb #9d4fe9d7
 @torch.no_grad()
 def adopt(
     adapter:Adapter, # free directions, of a rank that is the sum of the experts' ranks
@@ -378,7 +378,7 @@ def adopt(
         u.Vt.copy_(torch.cat([p.Vt for p in parts])); u.Ut.copy_(torch.cat([p.scale/u.scale*p.Ut for p in parts]))
     return adapter
 
-# %% ../nbs/45_strategies.ipynb #79f8f751
+# %% ../nbs/45_strategies.ipynb #af029169
 def targets(adapter:Adapter, experts:dict[str, nn.Module])->list[Tensor]: # site by site (domains, r)
     "Codes to imitate; raises `UserError` for one that the controller cannot write."
     out, c = [], adapter.controller
@@ -388,7 +388,7 @@ def targets(adapter:Adapter, experts:dict[str, nn.Module])->list[Tensor]: # site
         if far.max() > c.max_norm*(1 + 1e-4): raise UserError(f"At {u.site.name} the expert of '{list(experts)[far.argmax()]}' needs a code {far.max():.2f} away from {c.offset:g}, the controller writes up to max_norm = {c.max_norm}; raise it.")
     return out
 
-# %% ../nbs/45_strategies.ipynb #3ed3c207
+# %% ../nbs/45_strategies.ipynb #a6652388
 def in_parts(docs:dict[str, list[bytes]], context:int, seed:int, batch:int, device)->Callable[[], tuple[Tensor, Tensor]]:
     "Draws windows and the number of their domain, in equal parts; raises `UserError` if a batch cannot hold every domain."
     if batch < len(docs): raise UserError(f"A batch of {batch} has no window for each of {len(docs)} domains; use at least {len(docs)}.")
@@ -396,7 +396,7 @@ def in_parts(docs:dict[str, list[bytes]], context:int, seed:int, batch:int, devi
     number = torch.arange(len(data)).repeat_interleave(torch.tensor(size)).to(device)
     return lambda: (torch.from_numpy(np.concatenate([s.batch(n)[1] for s, n in zip(data, size)])).to(device), number)
 
-# %% ../nbs/45_strategies.ipynb #0efda857
+# %% ../nbs/45_strategies.ipynb #ad50b902
 @patch
 def terms(self:Imitation, adapter:Adapter, experts:list[nn.Module], codes:list[Tensor], y:Tensor, domain:Tensor)->dict[str, Tensor]: # (b, t), (b,)
     "Terms of the loss, and the loss of the text to look at."
@@ -408,7 +408,7 @@ def terms(self:Imitation, adapter:Adapter, experts:list[nn.Module], codes:list[T
         out["kl"] = divergence(taught, logits).mean()
     return out
 
-# %% ../nbs/45_strategies.ipynb #02ef4d96
+# %% ../nbs/45_strategies.ipynb #54e61605
 @patch
 def recipe(self:Imitation, adapter:Adapter, docs:dict[str, list[bytes]], context:int, seed:int, experts:dict[str, nn.Module])->Recipe:
     "Imitate the expert of each window; raises `UserError` if a domain has none, or an expert cannot be imitated."
@@ -419,7 +419,7 @@ def recipe(self:Imitation, adapter:Adapter, docs:dict[str, list[bytes]], context
     draw = in_parts(docs, context, seed, self.batch, params[0].device)
     return Recipe(params, draw, lambda y, d: self.terms(adapter, models, codes, y, d), dict(lm=0., code=self.w_code, kl=self.w_kl))
 
-# %% ../nbs/45_strategies.ipynb #9dc8eec8
+# %% ../nbs/45_strategies.ipynb #63c7e32f
 class ValueHead(nn.Module):
     "A guess of the reward from features of the text."
     def __init__(self, d:int):
@@ -428,7 +428,7 @@ class ValueHead(nn.Module):
     def forward(self, features:Tensor)->Tensor: return self.out(features)[..., 0] # (..., d) -> (...)
     def loss(self, guess:Tensor, returns:Tensor)->Tensor: return F.mse_loss(guess.expand_as(returns), returns)
 
-# %% ../nbs/45_strategies.ipynb #42d8bce9
+# %% ../nbs/45_strategies.ipynb #8b45817f
 class MovingAverage(nn.Module):
     "The average of past rewards."
     def __init__(self, rho:float): super().__init__(); self.rho, self.total, self.weight = rho, 0., 0.
@@ -438,13 +438,13 @@ class MovingAverage(nn.Module):
         self.total, self.weight = self.rho*self.total + (1 - self.rho)*returns.mean().item(), self.rho*self.weight + 1 - self.rho
         return guess.new_zeros(())
 
-# %% ../nbs/45_strategies.ipynb #61939ce1
+# %% ../nbs/45_strategies.ipynb #443e8ea2
 @patch
 def make_baseline(self:Reinforcement, d:int)->nn.Module: # width of the features
     "The baseline by name; that of `none` remembers nothing."
     return ValueHead(d) if self.baseline == "learned" else MovingAverage(self.rho if self.baseline == "ema" else 1.)
 
-# %% ../nbs/45_strategies.ipynb #d066831b
+# %% ../nbs/45_strategies.ipynb #fd8260b3
 def policy_terms(
     logp:Tensor, # (b, k) log-probability of each action, with the graph of the policy
     returns:Tensor, # (b, k) what followed
@@ -456,7 +456,7 @@ def policy_terms(
     guess = baseline(features)[:, None]; gain = share*(returns - guess).detach()
     return dict(policy=-(gain*logp).sum(1).mean(), value=baseline.loss(guess, returns), reward=returns[:, 0].mean())
 
-# %% ../nbs/45_strategies.ipynb #2936008c
+# %% ../nbs/45_strategies.ipynb #07fa1c6c
 class _Enough(Exception): "The first block was reached."
 
 @torch.no_grad()
@@ -470,7 +470,7 @@ def entering(host:nn.Module, x:Tensor)->Tensor: # tokens (b, t) -> (b, t, d)
     finally: handle.remove()
     return seen[0]
 
-# %% ../nbs/45_strategies.ipynb #b8be12a1
+# %% ../nbs/45_strategies.ipynb #0bd40e48
 class Chooser(nn.Module):
     "A policy over arms; raises `UserError` if there is nothing to choose, or a cost without an arm."
     def __init__(self, 
@@ -479,35 +479,22 @@ class Chooser(nn.Module):
                  costs:dict[str, float], # name -> cost, in any unit
                  prompt:int, # P, bytes that are read before the choice
                  hidden:int=16, seed:int=0):
-        super().__init__(); d = anatomy(host).width
+        super().__init__()
         if len(arms) < 2 or set(arms) != set(costs): raise UserError(f"The arms are {', '.join(arms)} and the costs those of {', '.join(costs)}; give two arms or more, and one cost for each.")
         self._host, self.arms, self.costs, self.prompt = (host,), arms, costs, prompt
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed); self.policy = nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, len(arms)))
-        for p in self.policy[-1].parameters(): nn.init.zeros_(p)
-        self.register_buffer("mean", torch.zeros(d)); self.register_buffer("spread", torch.zeros(d))     # zero until it has seen text
+            torch.manual_seed(seed)
+            self.policy = HierarchicalController(anatomy(host).width, [len(arms)], "prefix", prefix=prompt, hidden=hidden, max_norm=8., offset=0.)
 
-# %% ../nbs/45_strategies.ipynb #af6f47f2
-@patch
-def features(self:Chooser, y:Tensor)->Tensor: # targets (b, t) -> (b, d)
-    "Mean hidden state of each prompt."
-    x = torch.from_numpy(shift(y.clamp(min=0).cpu().numpy())).to(y.device)
-    h = entering(self._host[0], x[:, :self.prompt])
-    return F.layer_norm(h, h.shape[-1:]).mean(1)
-
-@patch
-def settle(self:Chooser, y:Tensor)->"Chooser": # targets (b, t)
-    "Standardise by this text, unless that was done before."
-    if not self.spread.any(): f = self.features(y); self.mean, self.spread = f.mean(0), f.std(0).clamp(min=1e-6)
-    return self
-
+# %% ../nbs/45_strategies.ipynb #bed38877
 @patch
 def look(self:Chooser, y:Tensor)->tuple[Tensor, Tensor]: # targets (b, t) -> log-probabilities (b, arms), features (b, d)
     "What the policy makes of the prompts, with its graph."
-    f = (self.features(y) - self.mean)/(self.spread if self.spread.any() else 1)
-    return self.policy(f).log_softmax(-1), f
+    x = torch.from_numpy(shift(y.clamp(min=0).cpu().numpy())).to(y.device)
+    h = entering(self._host[0], x[:, :self.prompt])
+    return self.policy(h)[1].code.log_softmax(-1), F.layer_norm(h, h.shape[-1:]).mean(1)
 
-# %% ../nbs/45_strategies.ipynb #e57a9c59
+# %% ../nbs/45_strategies.ipynb #9f57a47d
 @patch
 @torch.no_grad()
 def reward(self:Chooser, y:Tensor, arm:Tensor, price:float)->Tensor: # targets (b, t), (b,) -> (b,)
@@ -517,35 +504,34 @@ def reward(self:Chooser, y:Tensor, arm:Tensor, price:float)->Tensor: # targets (
         if (at := arm == i).any(): out[at] = -run(y[at])[:, self.prompt:].sum(1)/rest[at].sum(1).clamp(min=1)/math.log(2) - price*self.costs[name]
     return out
 
-# %% ../nbs/45_strategies.ipynb #b615ed9b
+# %% ../nbs/45_strategies.ipynb #7fcd43bf
 @patch
 def recipe(self:ReinforceChoice, chooser:Chooser, docs:dict[str, list[bytes]], context:int, seed:int)->Recipe:
     "Learn which arm to run; raises `UserError` if nothing comes after the prompt."
     if chooser.prompt >= context: raise UserError(f"A prompt of {chooser.prompt} bytes leaves nothing of a window of {context}; choose a shorter one.")
     params = list(chooser.policy.parameters()); device = params[0].device
-    chooser.settle(*text(docs, context, seed, 256, device)())
-    baseline, g = self.make_baseline(len(chooser.mean)).to(device), torch.Generator().manual_seed(seed)
+    baseline, g = self.make_baseline(chooser.policy.read.in_features).to(device), torch.Generator().manual_seed(seed)
     def terms(y):
         logp, features = chooser.look(y)
         a = torch.multinomial(logp.detach().exp().cpu(), 1, generator=g).to(y.device)
         return policy_terms(logp.gather(1, a), chooser.reward(y, a[:, 0], self.price)[:, None], baseline, features)
     return Recipe([*params, *baseline.parameters()], text(docs, context, seed, self.batch, device), terms, dict(policy=1., value=1., reward=0.))
 
-# %% ../nbs/45_strategies.ipynb #25ed8b3d
+# %% ../nbs/45_strategies.ipynb #2936008c
 @torch.no_grad()
 def reward_table(chooser:Chooser, y:Tensor, price:float)->tuple[Tensor, Tensor]: # targets (b, t) -> rewards (b, arms), probabilities (b, arms)
     "What every arm would get on every row, and how likely the policy is to choose it."
     rewards = [chooser.reward(y, torch.full((len(y),), i, device=y.device), price) for i in range(len(chooser.arms))]
     return torch.stack(rewards, 1), chooser.look(y)[0].exp()
 
-# %% ../nbs/45_strategies.ipynb #41e56bb7
+# %% ../nbs/45_strategies.ipynb #860de976
 class Draw(NamedTuple):
     "Codes that were tried in a call."
     hidden:Tensor   # (b, t, d) what the controller read
     starts:Tensor   # (k,) where each code begins
     logp:Tensor     # (b, k) up to a constant, with the graph of the controller
 
-# %% ../nbs/45_strategies.ipynb #ba06d6a0
+# %% ../nbs/45_strategies.ipynb #e6d28dcb
 @contextmanager
 def explored(adapter:Adapter, sigma:float, generator:torch.Generator)->Iterator[list[Draw]]: # filled by each call of the host
     "Within the block, codes are drawn around those that the controller writes; its uncertainty is left alone."
@@ -560,7 +546,7 @@ def explored(adapter:Adapter, sigma:float, generator:torch.Generator)->Iterator[
     try: yield seen
     finally: hook.remove()
 
-# %% ../nbs/45_strategies.ipynb #46122f1d
+# %% ../nbs/45_strategies.ipynb #2638a6bd
 @patch
 def terms(self:ReinforceCode, adapter:Adapter, baseline:nn.Module, g:torch.Generator, y:Tensor)->dict[str, Tensor]: # targets (b, t)
     "REINFORCE on the codes of a batch."
@@ -571,7 +557,7 @@ def terms(self:ReinforceCode, adapter:Adapter, baseline:nn.Module, g:torch.Gener
     returns = r.flip(1).cumsum(1).flip(1)[:, starts]/left
     return policy_terms(logp, returns, baseline, F.layer_norm(h, h.shape[-1:]).mean(1).detach(), left/r.shape[1])
 
-# %% ../nbs/45_strategies.ipynb #7ea5f580
+# %% ../nbs/45_strategies.ipynb #2f3a9f87
 @patch
 def recipe(self:ReinforceCode, adapter:Adapter, docs:dict[str, list[bytes]], context:int, seed:int)->Recipe:
     "Let the controller try codes; raises `UserError` if there is no controller."
