@@ -12,7 +12,7 @@ import torch.nn as nn
 from .core import UserError
 from .sites import anatomy
 
-# %% ../nbs/44_hub.ipynb #5b2be519
+# %% ../nbs/44_hub.ipynb #dc523a02
 def load_host(
     name:str|Path, # a folder, or a name on the hub
     **kwargs # for `from_pretrained`: dtype, revision, local_files_only, ...
@@ -22,8 +22,9 @@ def load_host(
     except ImportError: raise UserError("Hosts of the hub are loaded by transformers, which is not installed; run pip install 'bem[hub]'.") from None
     folder = Path(name).expanduser()
     if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)): raise UserError(f"'{name}' is neither a folder nor a name on the hub; give one that is.")
-    where = dict(pretrained_model_name_or_path=folder, local_files_only=True) if folder.is_dir() else dict(pretrained_model_name_or_path=str(name))
-    try: host = AutoModelForCausalLM.from_pretrained(**{**kwargs, **where}, use_safetensors=True)
+    there = name != "" and folder.is_dir(); local = dict(local_files_only=there or kwargs.get("local_files_only", False))
+    how = {**kwargs, **local, "adapter_kwargs": local, "use_safetensors": True}
+    try: host = AutoModelForCausalLM.from_pretrained(folder if there else str(name), **how)
     except Exception as e: raise UserError(f"'{name}' could not be loaded as a causal language model ({type(e).__name__}: {' '.join(str(e).split())[:200].rstrip('.')}); give a folder with config.json and safetensors files, or a name on the hub that is in the cache or can be reached.") from None
     anatomy(host)
     return host.eval()
