@@ -17,7 +17,7 @@ RUNS = {relative(r.path): r for r in map(resolve, batch(PROFILE))} if WANTED == 
 TRIALS = {relative(r.path): r for r in map(resolve, sweep(PROFILE))} if WANTED == "sweep" else {}
 
 # one stamp per state of the inputs: which records, which notebooks, which modules
-STATE = digest([sorted(RUNS), [code_hash(ROOT/f"nbs/paper/{n}.ipynb") for n in PAPER], (ROOT/"nbs/experiments/params/plan.yml").read_text()])
+STATE = digest([sorted(RUNS), [code_hash(ROOT/f"nbs/paper/{n}.ipynb") for n in PAPER], (ROOT/f"nbs/experiments/params/plan-{p.plan}.yml").read_text()])
 STAMP = relative(REPORTS/PROFILE/".stamps"/STATE)
 
 onstart:

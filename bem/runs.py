@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEMPLATE', 'PARAMS', 'REPORTS', 'Tune', 'Profile', 'load_profile', 'profile_from', 'Family', 'Plan', 'load_plan',
-           'RunSpec', 'refuse_unknown', 'mixture_score', 'trials', 'tuned_lr', 'Run', 'check_seal', 'data_hash',
-           'resolve', 'finish', 'batch', 'sweep']
+           'load_plans', 'RunSpec', 'refuse_unknown', 'mixture_score', 'trials', 'tuned_lr', 'Run', 'runs_of',
+           'check_seal', 'data_hash', 'resolve', 'finish', 'arms', 'batch', 'sweep']
 
 # %% ../nbs/42_runs.ipynb #133389f3
 import ast
@@ -43,6 +43,8 @@ class Profile(Config):
     seeds:list[int] = Field(min_length=1)     # seeds of the batch
     split:Literal["validation", "test"]       # what is scored
     windows:int = Field(4, ge=1)              # scored windows per document, at most
+    arms:list[str] = []                       # variants of the batch; empty for all but the peers, see `bem.adapters.peers`
+    plan:str = "paper"                        # whose families of comparisons its report shows
     tune:Tune
 
 # %% ../nbs/42_runs.ipynb #4c5d5d2e
@@ -75,13 +77,15 @@ class Plan(Config):
     aa_seeds:list[int]             # further sealed seeds of that variant
     families:list[Family]
 
-def load_plan()->Plan:
-    "The committed plan."
-    fields = read_yaml(PARAMS/"plan.yml")
+def load_plan(name:str="paper")->Plan:
+    "A committed plan; raises `UserError` if there is none of that name or it is malformed."
+    fields = read_yaml(PARAMS/f"plan-{name}.yml")
     plan = Plan(**{**fields, "families": [Family(**f) for f in fields.get("families", [])]})
     for f in plan.families:
         if (n := len(f.pairs)*len(f.slices)) > 25: raise UserError(f"Family '{f.name}' plans {n} comparisons, at most 25 are allowed; split the question.")
     return plan
+
+def load_plans()->list[Plan]: return [load_plan(p.stem.removeprefix("plan-")) for p in sorted(PARAMS.glob("plan-*.yml"))]
 
 # %% ../nbs/42_runs.ipynb #a3e54956
 class RunSpec(Config):
@@ -137,13 +141,16 @@ class Run(Config):
     data:str
 
 # %% ../nbs/42_runs.ipynb #55ce8cd3
-def check_seal(spec:RunSpec, split:str, plan:Plan)->None:
+def runs_of(plan:Plan)->list[tuple[str, int]]: # variant and seed
+    "What a plan runs."
+    return [(v, s) for s in plan.seeds for v in plan.arms] + [(plan.aa_variant, s) for s in plan.aa_seeds]
+
+def check_seal(spec:RunSpec, split:str, plans:list[Plan])->None:
     "Raise `UserError` for a run that would open the test split, or use a confirmation seed, without being planned."
-    planned = spec.variant in plan.arms and spec.seed in plan.seeds or spec.variant == plan.aa_variant and spec.seed in plan.aa_seeds
+    planned = any(spec.profile == p.profile and (spec.variant, spec.seed) in runs_of(p) for p in plans); sealed = {s for p in plans for _, s in runs_of(p)}
     if split == "test" and (spec.options or spec.steps or spec.lr): raise UserError(f"Profile {spec.profile} confirms a plan on sealed documents, so lr, steps and options cannot be chosen; leave them out, or explore with another profile.")
-    if split == "test" and not (planned and spec.profile == plan.profile):
-        raise UserError(f"The test split is sealed and plan.yml has no run of {spec.variant} with seed {spec.seed} under profile {spec.profile}; explore with another profile, or commit a plan first.")
-    if split != "test" and spec.seed in [*plan.seeds, *plan.aa_seeds]: raise UserError(f"Seed {spec.seed} is sealed for the confirmation; explore with a seed below {min(plan.seeds)}.")
+    if split == "test" and not planned: raise UserError(f"The test split is sealed and no plan has a run of {spec.variant} with seed {spec.seed} under profile {spec.profile}; explore with another profile, or commit a plan first.")
+    if split != "test" and spec.seed in sealed: raise UserError(f"Seed {spec.seed} is sealed for a confirmation; explore with a seed below {min(sealed)}.")
 
 # %% ../nbs/42_runs.ipynb #06e4d281
 @cache
@@ -154,13 +161,13 @@ def data_hash(corpus:str)->str: # 16 hexadecimal digits
 def resolve(spec:RunSpec)->Run:
     "Everything that determines the result; raises `UserError` before any compute is spent."
     p = load_profile(spec.profile); split = "validation" if spec.tune else p.split
-    check_seal(spec, split, load_plan())
+    check_seal(spec, split, load_plans())
     for k in {"rank", "rank_pattern"} & set(spec.options): raise UserError(f"options.{k} = {spec.options[k]} would be overwritten, since ranks are fitted to the budget; change lora_rank in the profile instead.")
     config, module = get_variant(spec.variant, **spec.options), list_variants()[spec.variant]
     lr, source = (spec.lr, "given") if spec.lr else tuned_lr(spec.profile, spec.variant) or (p.adapt.lr, "default")
     if config.side_size() and config.side_source == "given": raise UserError(f"{spec.variant} reads a side signal that an experiment cannot supply; set options.side_source to retrieval or domain, or train with your own loop.")
     steps, code, data = spec.steps or p.adapt.steps, code_hash(TEMPLATE, [module]), data_hash(p.corpus)
-    used = p.model_dump(exclude={"seeds", "tune"})
+    used = p.model_dump(exclude={"seeds", "tune", "arms", "plan"})
     key = digest([used, spec.variant, spec.seed, config, lr, steps, split, code, data, base_key(p.host, p.pretrain, data_hash("default"))])
     return Run(spec=spec, profile=p, config=config, lr=lr, lr_source=source, steps=steps, split=split, key=key, code=code, data=data)
 
@@ -183,14 +190,17 @@ def finish(record:Record, path:Path)->Path:
     return path
 
 # %% ../nbs/42_runs.ipynb #6f6aa4d4
+def arms(profile:str)->list[str]:
+    "Variants of a profile's batch."
+    return load_profile(profile).arms or [v for v in list_variants() if not v.startswith("peer-")]
+
 def batch(profile:str)->list[RunSpec]:
     "Runs of a profile."
-    plan = load_plan()
-    if profile != plan.profile: return [RunSpec(profile=profile, variant=v, seed=s) for s in load_profile(profile).seeds for v in list_variants()]
-    pairs = [(v, s) for s in plan.seeds for v in plan.arms] + [(plan.aa_variant, s) for s in plan.aa_seeds]
+    p = load_profile(profile); plan = load_plan(p.plan)
+    pairs = runs_of(plan) if plan.profile == profile else [(v, s) for s in p.seeds for v in arms(profile)]
     return [RunSpec(profile=profile, variant=v, seed=s) for v, s in pairs]
 
 def sweep(profile:str)->list[RunSpec]:
     "Trials of a profile's learning-rate sweep."
     t = load_profile(profile).tune
-    return [RunSpec(profile=profile, variant=v, seed=s, lr=lr, tune=True) for s in t.seeds for lr in t.grid for v in list_variants()]
+    return [RunSpec(profile=profile, variant=v, seed=s, lr=lr, tune=True) for s in t.seeds for lr in t.grid for v in arms(profile)]

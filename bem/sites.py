@@ -16,9 +16,9 @@ from .core import UserError
 # %% ../nbs/06_sites.ipynb #4f915f01
 @dataclass(frozen=True)
 class Site:
-    "One linear map of a host."
+    "One linear map of a host, or one of its blocks."
     name:str    # dotted name of the module
-    kind:str    # `qkv`, `attn_out`, `mlp_up`, `mlp_down`, or `other`
+    kind:str    # `qkv`, `attn_out`, `mlp_up`, `mlp_down`, `block`, or `other`
     d_in:int    # inputs
     d_out:int   # outputs
 
@@ -88,7 +88,7 @@ def anatomy(host:nn.Module)->Anatomy:
     return _known.setdefault(host, Anatomy(where, width, context, found))
 
 # %% ../nbs/06_sites.ipynb #97a2c155
-KINDS = ("qkv", "attn_out", "mlp_up", "mlp_down")
+KINDS = ("qkv", "attn_out", "mlp_up", "mlp_down", "block")
 
 def find_sites(
     host:nn.Module,
@@ -97,12 +97,13 @@ def find_sites(
     "Sites of a host; raises `UserError` for an entry that matches nothing."
     known = anatomy(host)
     maps = {n: m for n, m in host.named_modules() if is_linear(m) and not n.startswith("adapters.")}
+    blocks = [f"{known.blocks}.{i}" for i, _ in host.get_submodule(known.blocks).named_children()] if "block" in sites and not isinstance(sites, str) else []
     kind = lambda n: known.kinds.get(n, "other")
     chosen = lambda n, s: kind(n) == s or n == s or n.endswith("." + s)
     try: found = {n for n in maps if re.fullmatch(sites, n)} if isinstance(sites, str) else {n for n in maps for s in sites if chosen(n, s)}
     except re.error as e: raise UserError(f"sites = '{sites}' is no regular expression ({e}); give one, or a list of kinds and names.") from None
-    for s in [sites] if isinstance(sites, str) else sites:
+    for s in [sites] if isinstance(sites, str) else set(sites) - {"block"}:
         if not (found if isinstance(sites, str) else [n for n in found if chosen(n, s)]):
-            inside = sorted({n.split(f"{known.blocks}.0.")[-1] for n in maps if n.startswith(f"{known.blocks}.0.")})
-            raise UserError(f"{type(host).__name__} has no linear map '{s}'; choose from the kinds {', '.join(KINDS)} or the names {', '.join(inside)}.")
-    return [Site(n, kind(n), *widths(m)) for n, m in maps.items() if n in found]
+            inside = sorted({n.split(f"{known.blocks}.0.")[-1] for n in known.kinds if n.startswith(f"{known.blocks}.0.")})
+            raise UserError(f"{type(host).__name__} has no site '{s}'; choose from the kinds {', '.join(KINDS)} or the names {', '.join(inside)}.")
+    return [Site(n, kind(n), *widths(m)) for n, m in maps.items() if n in found] + [Site(n, "block", known.width, known.width) for n in blocks]

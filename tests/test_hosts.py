@@ -372,7 +372,7 @@ def test_a_causal_host_is_never_taken_for_an_encoder(dtype, scale):
 @every_hub_host
 @pytest.mark.parametrize("config, says", [
     (dict(chunk=64), "chunk = 64 is not shorter than the host's context of 64"), (dict(level="prefix", prefix=64), "prefix = 64 never ends"),
-    (dict(sites=["nowhere"]), "has no linear map 'nowhere'"), (dict(sites="q_proj("), "is no regular expression"),
+    (dict(sites=["nowhere"]), "has no site 'nowhere'"), (dict(sites="q_proj("), "is no regular expression"),
     (dict(sites=["lm_head"]), "allows no code at lm_head"), (dict(cache_policy="loose"), "There is no cache policy 'loose'"),
     (dict(level="token", sites=["qkv"]), "allows no code at"), (dict(level="token", sites=["qkv"], cache_policy="chunked_qkv"), "allows codes per chunk at"),
     (dict(level="self", sites=["qkv"], cache_policy="chunked_qkv"), "allows codes per chunk at"),
@@ -397,7 +397,7 @@ def test_refuses_codes_that_are_not_finite(host, level, one_sentence):
 
 def test_refuses_a_checkpoint_of_another_host_or_configuration(tmp_path, one_sentence):
     model, adapter = adapted("llama", "chunk"); adapter.save(tmp_path); adapter.detach(); path = tmp_path/"adapter_config.json"
-    with one_sentence(UserError, "has no linear map"): load(build("gpt2"), _renamed(tmp_path, "o_proj"))
+    with one_sentence(UserError, "has no site"): load(build("gpt2"), _renamed(tmp_path, "o_proj"))
     with one_sentence(UserError, "load that host first"): load(build("gpt2"), tmp_path)
     path.write_text(path.read_text().replace('"rank": 4', '"rank": 5'))
     with one_sentence(UserError, "do not fit its adapter_config.json"): load(model, tmp_path)

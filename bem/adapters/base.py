@@ -11,7 +11,7 @@ import ast, hashlib, importlib, inspect, itertools, json, weakref
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 import safetensors.torch as st_torch
 import torch
 import torch.nn as nn
@@ -20,7 +20,7 @@ from torch import Tensor
 from fastcore.basics import patch
 import bem
 from ..core import Config, ROOT, UserError, atomic_write
-from ..sites import Site, anatomy, find_sites, weight_of
+from ..sites import Site, anatomy, find_sites, is_linear, weight_of
 from ..routing.cache import AdapterState, check_policy, is_token, resume
 from ..routing.controller import RoutingState
 
@@ -46,6 +46,11 @@ def update(self:AdapterConfig, site:Site)->"Update":
     raise NotImplementedError
 
 @patch
+def build(self:AdapterConfig, host:nn.Module)->"Adapter":
+    "The adapter for a host, not attached yet."
+    return Adapter(host, self)
+
+@patch
 def controller(self:AdapterConfig, width:int, sizes:list[int], context:int|None)->nn.Module|None:
     "What writes codes from hidden states, if anything does; `sizes` are the entries of the code at each site."
     return None
@@ -68,12 +73,16 @@ class Update(nn.Module):
     memory:dict[str, Tensor]|None = None    # site -> what is remembered; None without a cache
     last_code:Tensor|None = None            # code of the last call, kept for a look inside when `keep_code` is set
     keep_code:bool = False
+    rates:dict[str, float] = {}             # end of a parameter's name -> factor of the learning rate
 
     def __init__(self, site:Site, rank:int, alpha:float):
         super().__init__(); self.site, self.rank, self.scale = site, rank, alpha/rank
 
-    def bind(self, linear:nn.Module)->None:
-        "Read what is needed from the frozen map."
+    def bind(self, linear:nn.Module, host:nn.Module)->Sequence["RemovableHandle"]:
+        "Read what is needed from the frozen map; returns the hooks that were put into the host."
+        return ()
+    def penalty(self)->Tensor|None:
+        "What the last call adds to the loss, in nats per token; None for nothing."
     def forward(self, x:Tensor, base:Tensor, code:Tensor|None)->Tensor: # (..., d_in), (..., d_out), (..., n_code) -> (..., d_out)
         "Base output plus the update."
         raise NotImplementedError
@@ -121,6 +130,17 @@ def host(self:Adapter)->nn.Module:
 def num_parameters(self:Adapter)->int:
     "Trainable parameters, controller included."
     return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+@patch
+def rates(self:Adapter)->dict[nn.Parameter, float]:
+    "Factors of the learning rate, of the parameters that have one of their own."
+    parts = [p for p in (*self.updates.values(), self.controller) if p is not None]
+    return {p: f for part in parts for end, f in getattr(part, "rates", {}).items() for n, p in part.named_parameters() if n.endswith(end)}
+
+@patch
+def penalty(self:Adapter)->Tensor|float:
+    "What the updates' last calls add to the loss."
+    return sum(p for u in self.updates.values() if (p := u.penalty()) is not None)
 
 @patch
 def _apply(self:Adapter, fn, recurse=True):
@@ -182,10 +202,12 @@ def _part(self:Adapter, part:tuple[int, int], x:Tensor)->Tensor: # (..., n) for 
     return code
 
 @patch
-def _at_site(self:Adapter, update:Update, part:tuple[int, int], module, args, out):
+def _at_site(self:Adapter, update:Update, part:tuple[int, int], module, args, kwargs, out):
     "Forward hook of one site."
     if self._off: return out
-    return update(args[0], out, self._part(part, args[0]) if update.n_code else None)
+    if isinstance(out, tuple): return self._at_site(update, part, module, args, kwargs, out[0]), *out[1:]       # some blocks return more than their output
+    x = args[0] if args else kwargs["hidden_states"]
+    return update(x, out, self._part(part, x) if update.n_code else None)
 
 # %% ../../nbs/30_adapters.base.ipynb #6a08abb6
 _reentrant = "Reentrant gradient checkpointing loses the gradients of an adapter's codes; enable it with gradient_checkpointing_kwargs={'use_reentrant': False}."
@@ -244,6 +266,11 @@ class Attached(nn.ModuleDict):
     def __init__(self, host:nn.Module): super().__init__(); self.flags = [(p, p.requires_grad) for p in host.parameters()]
 
 @patch
+def _unhook(self:Adapter)->None:
+    for h in self._handles: h.remove()
+    self._handles = []
+
+@patch
 def attach(self:Adapter, name:str="default")->"Adapter":
     "Put the hooks in place; raises `UserError` if the name or one of the sites is taken."
     host, modules = self.host, dict(self.host.named_modules()); others = getattr(host, "adapters", {})
@@ -251,8 +278,10 @@ def attach(self:Adapter, name:str="default")->"Adapter":
     taken = {s.name: n for n, a in others.items() for s in a.sites}
     for s in self.sites:
         if s.name in taken: raise UserError(f"{s.name} has the adapter '{taken[s.name]}' already; detach it, or choose other sites.")
-    for s, u in zip(self.sites, self.updates.values()): u.bind(modules[s.name])      # may refuse, so it comes before any hook
-    for s, u, part in zip(self.sites, self.updates.values(), self._parts): self._handles.append(modules[s.name].register_forward_hook(partial(self._at_site, u, part)))
+    try:
+        for s, u in zip(self.sites, self.updates.values()): self._handles += u.bind(modules[s.name], host)      # may refuse, so it comes before all else
+    except UserError: self._unhook(); raise
+    for s, u, part in zip(self.sites, self.updates.values(), self._parts): self._handles.append(modules[s.name].register_forward_hook(partial(self._at_site, u, part), with_kwargs=True))
     if self.controller is not None or any(u.remembers for u in self.updates.values()):
         way = anatomy(host).blocks.split("."); around = [modules[".".join(way[:i])] for i in range(len(way))]
         before = [*((m, self._around_blocks) for m in around), (modules[".".join(way)][0], self._before_first_block)]
@@ -267,13 +296,12 @@ def attach(self:Adapter, name:str="default")->"Adapter":
 def detach(self:Adapter)->nn.Module: # the host
     "Remove every hook; when the last adapter goes, the host is bit-identical to what it was."
     if not self.name: raise UserError("This adapter is not attached; attach it first.")
-    host = self.host
-    for h in self._handles: h.remove()
+    host = self.host; self._unhook()
     del host.adapters[self.name]; self.name = ""
     if not host.adapters:
         for p, flag in host.adapters.flags: p.requires_grad_(flag)
         del host.adapters
-    self._handles, self._side = [], None; self._forget()
+    self._side = None; self._forget()
     return host
 
 @patch
@@ -301,9 +329,9 @@ def attach(
     if isinstance(config, str): config = get_variant(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Adapter(host, config).attach(name)
+        return config.build(host).attach(name)
 
-# %% ../../nbs/30_adapters.base.ipynb #6e8a9795
+# %% ../../nbs/30_adapters.base.ipynb #26d03656
 _registry:dict[str, AdapterConfig] = {}
 
 def register(name:str, config:AdapterConfig)->None:
@@ -327,7 +355,7 @@ def list_variants()->dict[str, str]: # variant -> module that registers it
             out[name] = f"bem.adapters.{path.stem}"
     return out
 
-# %% ../../nbs/30_adapters.base.ipynb #4f416a74
+# %% ../../nbs/30_adapters.base.ipynb #f6fdf5af
 def get_variant(
     name:str, # registered name
     **changes # fields that differ from the registered configuration
@@ -339,11 +367,11 @@ def get_variant(
     config = _registry[name]
     return type(config)(**{**config.model_dump(), **changes})
 
-# %% ../../nbs/30_adapters.base.ipynb #905d9abe
+# %% ../../nbs/30_adapters.base.ipynb #25b06168
 def count_parameters(config:AdapterConfig, host:nn.Module)->int: # trainable parameters
     "Size of an adapter that is not built."
     anatomy(host)                                # looked at here, since nothing can be looked at on the meta device
-    with torch.device("meta"): return Adapter(host, config).num_parameters()
+    with torch.device("meta"): return config.build(host).num_parameters()
 
 def fit_budget(
     config:AdapterConfig,
@@ -364,11 +392,12 @@ def fit_budget(
     if abs(n/budget - 1) > tolerance: raise UserError(f"No rank pattern of {type(config).__name__} meets {budget} parameters within {tolerance:.0%}; the nearest has {n}.")
     return out
 
-# %% ../../nbs/30_adapters.base.ipynb #a48824ec
+# %% ../../nbs/30_adapters.base.ipynb #829ff9b4
 def fingerprint(host:nn.Module, sites:list[Site])->str: # 16 hexadecimal digits
     "Hash of the frozen maps that an adapter changes."
     modules, h = dict(host.named_modules()), hashlib.sha256()
-    for s in sites: h.update(s.name.encode() + weight_of(modules[s.name]).detach().cpu().float().contiguous().numpy().tobytes())
+    for s in sites:
+        for w in [weight_of(m)] if is_linear(m := modules[s.name]) else m.parameters(): h.update(s.name.encode() + w.detach().cpu().float().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
 @patch
@@ -379,7 +408,7 @@ def save(self:Adapter, folder:str|Path)->Path:
     atomic_write(folder/"adapter.safetensors", st_torch.save({k: v.contiguous() for k, v in self.state_dict().items()}))
     return atomic_write(folder/"adapter_config.json", json.dumps(meta, indent=1))
 
-# %% ../../nbs/30_adapters.base.ipynb #829ff9b4
+# %% ../../nbs/30_adapters.base.ipynb #9d8144bb
 def load(
     host:nn.Module,
     folder:str|Path, # what `Adapter.save` wrote

@@ -31,13 +31,14 @@ class Spectral(Update):
 
 # %% ../../nbs/34_adapters.spectral.ipynb #81f012e0
 @patch
-def bind(self:Spectral, linear:nn.Module)->None:
+def bind(self:Spectral, linear:nn.Module, host:nn.Module)->tuple:
     "Take the leading singular directions; raises `UserError` if the map has fewer than `rank`."
     P, s, _ = torch.linalg.svd(weight_of(linear).detach().double().cpu(), full_matrices=False); r = self.rank
     if (n := int((s > 1e-4*s[0]).sum())) < r: raise UserError(f"{self.site.name} has only {n} singular directions above 1e-4 of the largest, {r} were asked for; choose a smaller rank.")
     R = P[:, :r]/s[:r]; bias = 0 if linear.bias is None else linear.bias.detach().double().cpu()
     self.Pt, self.R = P[:, :r].T.float().contiguous(), R.float().contiguous()
     self.offset = (-(bias*torch.ones(len(P), dtype=torch.double)) @ R).float()
+    return ()
 
 @patch
 def forward(self:Spectral, x:Tensor, base:Tensor, code:Tensor|None)->Tensor:
