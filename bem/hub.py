@@ -20,9 +20,9 @@ def load_host(
     "A causal language model to adapt; raises `UserError` if it cannot be loaded or is no such model."
     try: from transformers import AutoModelForCausalLM
     except ImportError: raise UserError("Hosts of the hub are loaded by transformers, which is not installed; run pip install 'bem[hub]'.") from None
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)): raise UserError(f"'{name}' is neither a folder nor a name on the hub; give one that is.")
-    there = name != "" and folder.is_dir(); local = dict(local_files_only=there or kwargs.get("local_files_only", False))
+    folder = Path(name).expanduser(); there = name != "" and folder.is_dir()
+    if not there and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)): raise UserError(f"'{name}' is neither a folder nor a name on the hub; give one that is.")
+    local = dict(local_files_only=there or kwargs.get("local_files_only", False))
     how = {**kwargs, **local, "adapter_kwargs": local, "use_safetensors": True}
     try: host = AutoModelForCausalLM.from_pretrained(folder if there else str(name), **how)
     except Exception as e: raise UserError(f"'{name}' could not be loaded as a causal language model ({type(e).__name__}: {' '.join(str(e).split())[:200].rstrip('.')}); give a folder with config.json and safetensors files, or a name on the hub that is in the cache or can be reached.") from None

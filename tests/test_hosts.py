@@ -1,6 +1,5 @@
 "Adapters on Hugging Face decoders: what they promise, how they generate, how they train, and what they refuse."
-import copy, gc, os
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import copy, gc, json, shutil, socket
 import pytest, torch, torch.nn as nn
 import transformers as hf
 from hypothesis import given, settings, strategies as st
@@ -9,9 +8,16 @@ from bem.adapters.generated import GeneratedConfig
 from bem.adapters.lora import LoraConfig
 from bem.core import NonFiniteError, UserError
 from bem.host import Cache, HostConfig, small_gpt
+from bem.hub import load_host
 from bem.sites import find_sites
 
-hf.logging.set_verbosity_error()
+hf.logging.set_verbosity_error(); hf.logging.disable_progress_bar()
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args): raise AssertionError("a test asked for a network")
+    monkeypatch.setattr(socket, "getaddrinfo", refuse); monkeypatch.setattr(socket.socket, "connect", refuse)
+
 CHUNK, PREFIX, VOCAB = 3, 4, 97
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: .04}       # of a logit, relative to the largest one
 SHARED = dict(vocab_size=VOCAB, initializer_range=.15, bos_token_id=0, eos_token_id=0, pad_token_id=0)
@@ -32,8 +38,10 @@ LEVELS = dict(
     self_prefix=inside("prefix", **prefixed), self_chunk=inside("chunk", **chunked), self_token=inside("token", **prefixed),
     uncertain=GeneratedConfig(uncertainty=True, **chunked), smooth=GeneratedConfig(ema=.6, **chunked),
     governed=GeneratedConfig(orthonormal=True, max_singular_value=1., max_frobenius=1.5, **chunked),
-    everywhere=GeneratedConfig(sites=["qkv", "attn_out", "mlp_up", "mlp_down"], cache_policy="chunked_qkv", **chunked))
-WRITTEN = [n for n, c in LEVELS.items() if getattr(c, "writer", lambda: "none")() != "none"]        # levels with a controller
+    everywhere=GeneratedConfig(sites=["qkv", "attn_out", "mlp_up", "mlp_down"], cache_policy="chunked_qkv", **chunked),
+    **{n: get_variant(n, rank=4) for n in ("control-nonlinear", "control-shuffled", "control-random", "spectral", "spectral-self")})
+CONTROLLERS = {n: c.build(small_gpt()).controller for n, c in LEVELS.items()}
+WRITTEN = [n for n, c in CONTROLLERS.items() if c is not None and list(c.parameters())]           # levels whose codes are learned
 
 SOME = ["prefix", "chunk", "self_token", "everywhere"]
 
@@ -299,7 +307,7 @@ def test_reentrant_checkpointing_is_refused_where_it_loses_gradients(host, level
     model.eval()(tokens(2, 9))                                                              # nothing is checkpointed here
 
 @every_hub_host
-@pytest.mark.parametrize("level", [n for n in LEVELS if n not in WRITTEN])
+@pytest.mark.parametrize("level", [n for n in LEVELS if CONTROLLERS[n] is None])
 def test_reentrant_checkpointing_is_right_without_a_controller(host, level):
     model, adapter = adapted(host, level); ids = tokens(2, 20); plain = gradients(model.train(), adapter, ids)
     twice = gradients(checkpointed(model, reentrant=True), adapter, ids)
@@ -333,7 +341,7 @@ def test_a_copied_host_has_adapters_of_its_own(host):
     theirs.detach(); adapter.detach(); assert torch.equal(logits(model, ids), logits(twin, ids)) and traces(model)[0] == traces(twin)[0]
 
 @every_hub_host
-@every_level
+@pytest.mark.parametrize("level", [n for n in LEVELS if "spectral" not in n])        # those take their directions from the host's weights as they are stored
 @torch.no_grad()
 def test_a_host_may_change_its_precision_under_an_adapter(host, level):
     model, adapter = adapted(host, level); fresh, _ = adapted(host, level, torch.bfloat16); ids = tokens(2, 20)
@@ -353,6 +361,32 @@ def bart():
     sides = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in dict(layers=1, attention_heads=4, ffn_dim=48).items()}
     return hf.BartForConditionalGeneration(hf.BartConfig(vocab_size=VOCAB, d_model=32, max_position_embeddings=64, **sides))
 def t5(): return hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4))
+
+@every_hub_host
+def test_loads_a_host_from_a_folder(host, tmp_path):
+    model, ids = build(host), tokens(2, 20); model.save_pretrained(tmp_path); again = load_host(tmp_path)
+    assert not again.training and torch.equal(logits(again, ids), logits(model, ids)) and load_host(str(tmp_path), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+def pickled(folder):
+    llama().save_pretrained(folder); (folder/"model.safetensors").unlink(); torch.save(llama().state_dict(), folder/"pytorch_model.bin")
+
+@pytest.mark.parametrize("fill, says", [
+    (pickled, "could not be loaded"), (lambda d: None, "could not be loaded"),
+    (lambda d: bert().save_pretrained(d), "is not causal"), (lambda d: t5().save_pretrained(d), "could not be loaded"),
+    (lambda d: (llama().save_pretrained(d), (d/"model.safetensors").write_bytes(b"x"*9)), "could not be loaded")],
+    ids=["pickled", "empty", "bert", "t5", "damaged"])
+def test_refuses_a_folder_without_a_decoder(fill, says, tmp_path, one_sentence):
+    fill(tmp_path)
+    with one_sentence(UserError, says): load_host(tmp_path)
+
+@pytest.mark.parametrize("name, says", [
+    ("./nowhere", "neither a folder nor a name on the hub"), ("a/b/c", "neither a folder nor a name"), ("", "neither"), ("nobody/nothing", "could not be loaded")])
+def test_refuses_a_name_that_is_nowhere(name, says, one_sentence):
+    with one_sentence(UserError, says, f"'{name}'"): load_host(name, local_files_only=True)
+
+def test_says_when_transformers_is_missing(monkeypatch, one_sentence):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with one_sentence(UserError, "pip install 'bem[hub]'"): load_host("gpt2")
 
 @pytest.mark.parametrize("make, says", [(bert, "is not causal"), (bart, "is not causal"), (t5, "could not read two tokens")])
 def test_refuses_what_is_no_decoder(make, says, one_sentence):
@@ -406,7 +440,6 @@ def test_refuses_a_checkpoint_of_another_host_or_configuration(tmp_path, one_sen
 
 def _renamed(folder, site):
     "The same folder for an adapter at a site by name."
-    import json, shutil
     other = shutil.copytree(folder, folder/"named"); path = other/"adapter_config.json"; meta = json.loads(path.read_text()); meta["config"]["sites"] = [site]
     path.write_text(json.dumps(meta)); return other
 
