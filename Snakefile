@@ -7,7 +7,7 @@ from bem.train import base_key
 
 workdir: ROOT
 PROFILE = config.get("profile", "laptop")
-PAPER = ["90_statistics", "91_pareto", "92_routing"]
+PAPER = ["90_statistics", "91_pareto", "92_routing", "93_claims"]
 relative = lambda path: os.path.relpath(path, ROOT)
 
 p = load_profile(PROFILE)
@@ -17,7 +17,7 @@ RUNS = {relative(r.path): r for r in map(resolve, batch(PROFILE))} if WANTED == 
 TRIALS = {relative(r.path): r for r in map(resolve, sweep(PROFILE))} if WANTED == "sweep" else {}
 
 # one stamp per state of the inputs: which records, which notebooks, which modules
-STATE = digest([sorted(RUNS), [code_hash(ROOT/f"nbs/paper/{n}.ipynb") for n in PAPER], (ROOT/f"nbs/experiments/params/plan-{p.plan}.yml").read_text()])
+STATE = digest([sorted(RUNS), [code_hash(ROOT/f"nbs/paper/{n}.ipynb") for n in PAPER], *(f.read_text() for f in [ROOT/f"nbs/experiments/params/plan-{p.plan}.yml", ROOT/"nbs/experiments/params/claims.yml", *sorted((REPORTS/"bench").glob("*.json"))])])
 STAMP = relative(REPORTS/PROFILE/".stamps"/STATE)
 
 onstart:

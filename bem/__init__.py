@@ -7,7 +7,9 @@ _where = {"attach": "adapters.base", "load": "adapters.base", "get_variant": "ad
           "small_gpt": "host", "HostConfig": "host", "load_host": "hub", "HierarchicalController": "routing.controller", "RoutingLevel": "routing.controller",
           "RoutingState": "routing.controller", "SpectralGovernance": "adapters.governance", "CacheAwareBEMModule": "contracts", "load_corpus": "data", "load_record": "record",
           "BEMComponent": "contracts", "AdvancedBEMComponent": "contracts", "BEMConfig": "contracts", "ExperimentResult": "contracts", "run_experiment": "contracts",
-          "BudgetConstraints": "contracts", "BudgetValidator": "contracts", "BudgetParityError": "contracts", "StatisticalValidationError": "contracts"}
+          "BudgetConstraints": "contracts", "BudgetValidator": "contracts", "BudgetParityError": "contracts", "StatisticalValidationError": "contracts",
+          "ComprehensiveEvaluator": "gates", "AcceptanceValidator": "gates", "StatisticalValidator": "gates", "ParetoAnalyzer": "pareto",
+          "PTTrainer": "pt_training", "PTTrainingConfig": "pt_training"}
 
 def __getattr__(name):
     from importlib import import_module

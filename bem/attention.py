@@ -27,7 +27,8 @@ def attention_of(
     where = at if isinstance(at, str) else type(at).__name__
     try: module = host.get_submodule(at.rpartition(".")[0]) if isinstance(at, str) else at
     except AttributeError: raise UserError(f"{type(host).__name__} has no module around '{at}'; give the name of an output projection, such as the sites of kind attn_out.") from None
-    if not isinstance(getattr(module, "attend", None), Attend) and not hasattr(getattr(module, "config", None), "_attn_implementation"):
+    named = "Attention" in type(module).__name__ or hasattr(module, "is_causal")       # models and MLPs have a config too
+    if not isinstance(getattr(module, "attend", None), Attend) and not (named and hasattr(getattr(module, "config", None), "_attn_implementation")):
         raise _unseen(host, where, "its attention is neither that of the small host nor one that transformers dispatches; use a host whose attention goes through transformers' AttentionInterface")
     return module
 
@@ -70,7 +71,7 @@ def _watched(sdpa:Callable, module:nn.Module, query:Tensor, key:Tensor, value:Te
 def _register()->None:
     "Make the twin known to transformers; raises `UserError` for a version that takes none."
     try: from transformers import AttentionInterface, AttentionMaskInterface
-    except ImportError: raise UserError("This version of transformers has no AttentionMaskInterface, by which attention is watched; install transformers 4.56 or newer.") from None
+    except ImportError: raise UserError("This version of transformers has no AttentionMaskInterface, by which attention is watched; install a newer one.") from None
     AttentionInterface.register(WATCHED, partial(_watched, AttentionInterface()["sdpa"])); AttentionMaskInterface.register(WATCHED, AttentionMaskInterface()["sdpa"])
 
 # %% ../nbs/07_attention.ipynb #d348ade0
@@ -78,7 +79,7 @@ def watch_attention(
     host:nn.Module,
     at:str|nn.Module, # name of a site next to the attention, or the attention module itself
     callback:Callback # gets q (b, h, t, d), k (b, h', n, d), mask (b or 1, h or 1, t, n) or None, scaling
-): # a handle with remove()
+)->"Watcher|RemovableHandle": # its remove() ends the watch
     "Call back whenever the module attends; raises `UserError` if its queries and keys cannot be seen."
     module, where = attention_of(host, at), at if isinstance(at, str) else type(at).__name__
     if hasattr(module, "attend"): return module.attend.register_forward_pre_hook(partial(_of_small, callback))

@@ -27,6 +27,7 @@ from torch import Tensor
 from .adapters.base import Adapter, AdapterConfig, Update, attach, count_parameters, fit_budget, get_variant
 from .adapters.generated import Coded
 from .adapters.governance import check_finite, compose
+from .adapters.head_gating import HeadGating
 from .adapters.lora import LowRank
 from .adapters.spectral import Spectral
 from .comparison import Comparison, compare, judge_family
@@ -94,10 +95,13 @@ def _(u:Coded, x, base, code): return u.forward(x, base, None) if code is None e
 def _(u:Spectral, x, base, code):
     return u.forward(x, base, None) if code is None else spectral_update(base, u.R, u.offset, u.Pt, code[:, None]*u.C, None, None, u.scale)
 
+@under_code.register
+def _(u:HeadGating, x, base, code): return u.gated(x, base, code)
+
 # %% ../nbs/63_contracts.ipynb #01dbffdf
 def check_code(u:Update, code:Tensor|None)->None:
     "Raise `UserError` for a code of another size than the update's, or for none where one is needed."
-    n = u.rank if isinstance(u, Coded) or getattr(u, "M", None) is not None else u.n_code
+    n = u.groups if isinstance(u, HeadGating) else u.rank if isinstance(u, Coded) or getattr(u, "M", None) is not None else u.n_code
     if code is None and u.n_code: raise UserError(f"The update at {u.site.name} has another weight under every code; pass the {n} entries of one, such as a row of last_code.")
     if code is not None and tuple(code.shape) != (n,): raise UserError(f"A code at {u.site.name} has {n} entries, this one has the shape {tuple(code.shape)}; pass the code of one token, or None if there are 0 entries.")
 
@@ -109,6 +113,7 @@ def dense_delta(
 )->Tensor: # (d_out, d_in) float32, differentiable
     "The update as a matrix; raises `UserError` for a code that does not fit, or an update that is no matrix under it."
     check_code(update, code); u, d, s = copy(update), update.site.d_in, update.site
+    if s.kind == "block": raise UserError(f"{type(u).__name__} at {s.name} is no matrix under this code, since it acts on a whole block; take its last_code instead.")
     like = next(p for p in (*u.parameters(), *u.buffers()) if p.is_floating_point())
     x = torch.cat([torch.eye(d), torch.cos(torch.arange(d)**2.)[None]])[:, None].to(like.device)
     base = torch.cat([x.new_zeros(d, 1, s.d_out), x[-1:, :, :1].expand(-1, -1, s.d_out)]) if linear is None else F.linear(x, weight_of(linear).float(), linear.bias if linear.bias is None else linear.bias.float())

@@ -250,13 +250,13 @@ def evaluate_variant(self:ComprehensiveEvaluator,
     name:str, # of the variant, once only
     baseline_results:dict, variant_results:dict, # slice -> (seeds, documents) scores of anchor and variant
     costs:dict, # of the variant, named as in records; what is missing is not tested
-    anchor_costs:dict={}, # of the anchor; the constraints, where they have a number, take precedence
+    anchor_costs:dict|None=None, # of the anchor; the constraints, where they have a number, take precedence
     latency:dict|None=None # `ratio`, `low`, `high` over the anchor
 )->VariantReport:
     "Add a variant by its scores; raises if the scores cannot be paired."
     found = {c.slice: c for c in self.validator.compare(baseline_results, variant_results, name, self.anchor)}
     no = gate("confirmed", 0, 1, "exploratory: scores given by hand belong to no plan", "at least")
-    self._add(name, Arm([c for s, c in found.items() if s != self.keep], found.get(self.keep), (baseline_results[self.gatekeeper], variant_results[self.gatekeeper]), costs, anchor_costs, latency, no))
+    self._add(name, Arm([c for s, c in found.items() if s != self.keep], found.get(self.keep), (baseline_results[self.gatekeeper], variant_results[self.gatekeeper]), costs, anchor_costs or {}, latency, no))
     return self.report()[name]
 
 # %% ../nbs/55_gates.ipynb #15f61b56
@@ -265,7 +265,7 @@ def evaluate_records(self:ComprehensiveEvaluator,
     records:list[Record], # of the anchor and all variants
     plan:Plan, # what was to be confirmed
     comparisons:list[Comparison], # judged, as `bem.evidence.judge` returns them
-    latency:dict[str, dict]={} # variant -> `ratio`, `low`, `high` over the anchor
+    latency:dict[str, dict]|None=None # variant -> `ratio`, `low`, `high` over the anchor
 )->"ComprehensiveEvaluator": # itself
     "Add every variant of the records."
     of = lambda v: {k: mean_cost(records, v, k) for k in PARITY if all(k in r.costs for r in records if r.variant == v)}
@@ -273,7 +273,7 @@ def evaluate_records(self:ComprehensiveEvaluator,
         mine = [c for c in comparisons if (c.variant, c.baseline) == (v, self.anchor)]; seeds = shared_seeds(records, self.anchor, v)
         better, keep = ([c for c in mine if c.side == side] for side in ("greater", "non-inferior"))
         self._add(v, Arm(sorted(better, key=lambda c: c.slice != self.gatekeeper), next((c for c in keep if c.slice == self.keep), None), tuple(scores(records, w, self.gatekeeper, seeds) for w in (self.anchor, v)),
-                         of(v), of(self.anchor), latency.get(v), confirmation_gate(records, plan, v, self.anchor, self.gatekeeper)))
+                         of(v), of(self.anchor), (latency or {}).get(v), confirmation_gate(records, plan, v, self.anchor, self.gatekeeper)))
     return self
 
 # %% ../nbs/55_gates.ipynb #b6e90c1d
@@ -324,7 +324,7 @@ class AcceptanceValidator:
 
     def validate(self, *,
         quality:Comparison|None=None, # against the baseline, judged with its family
-        costs:dict={}, anchor_costs:dict={}, # of the variant and of the baseline, named as in records
+        costs:dict|None=None, anchor_costs:dict|None=None, # of the variant and of the baseline, named as in records
         latency:dict|None=None, # `ratio`, `low`, `high` of the median over the baseline's
         monotonicity:float|None=None, # from `index_swap_monotonicity`
         flips:float|None=None, baseline_flips:float|None=None, # flip rates; both are needed
@@ -332,6 +332,6 @@ class AcceptanceValidator:
     )->AcceptanceReport:
         "Hold every measurement against its limit; PASS only if all are there and pass."
         l = self.limits; more = None if flips is None or baseline_flips is None else flips - baseline_flips
-        gates = [*gain_gates(quality, l).values(), *parity_gates(costs, anchor_costs, latency, l).values(), gate("monotonicity", monotonicity, l.monotone, "probability under index swap", "at least"),
+        gates = [*gain_gates(quality, l).values(), *parity_gates(costs or {}, anchor_costs or {}, latency, l).values(), gate("monotonicity", monotonicity, l.monotone, "probability under index swap", "at least"),
                  gate("flip rate", more, l.flips, f"{flips} against {baseline_flips}"), gate("cache safety", cache_safety, l.cache, "share of splits with equal logits", "at least")]
         return AcceptanceReport(gates={g.name: g for g in gates}, status=all_of(*gates))

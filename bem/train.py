@@ -8,6 +8,7 @@ __all__ = ['TrainConfig', 'schedule', 'nll', 'give_side', 'score', 'quiet', 'par
 
 # %% ../nbs/41_train.ipynb #93f7afbc
 import math, os
+from collections.abc import Callable
 from pathlib import Path
 import numpy as np
 import safetensors.torch as st_torch
@@ -92,7 +93,8 @@ def train(
     context:int, # bytes per window
     seed:int, # of the data order
     watch:dict[str, list[bytes]]|None=None, # domain -> validation documents for the learning curve
-    source=None # of the side signal, see `bem.side`; None without one
+    source=None, # of the side signal, see `bem.side`; None without one
+    after:Callable[[int], None]|None=None # called with the number of steps done, after each
 )->tuple[list[int], list[float]]: # steps and bits per byte; the last value is NaN if the run diverged
     "Train in place."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -105,6 +107,7 @@ def train(
         else: y = data.batch(config.batch)[1]
         loss = optimiser_step(model, params, opt, y)
         if not math.isfinite(loss): return [*steps, i], [*curve, math.nan]
+        if after: after(i + 1)
         if len(watch) and (i + 1) % every == 0:
             steps.append(i + 1)
             try: curve.append(float(np.concatenate([score(model, ts, context, 1, side=signals[d]) for d, ts in watch.items()]).mean()))

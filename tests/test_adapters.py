@@ -168,7 +168,7 @@ def test_refuses_an_impossible_budget(name, budget, one_sentence):
 @given(d=st.integers(8, 24), above=st.integers(1, 99), single=st.booleans())
 def test_refuses_a_rank_above_the_width(name, d, above, single, one_sentence):
     host = small_gpt(HostConfig(d_model=d, n_layer=1, n_head=1, context=8)); traces = state(host)
-    rank = dict(rank=1, rank_pattern={find_sites(host)[-1].name: d + above}) if single else dict(rank=d + above)
+    rank = dict(rank=1, rank_pattern={find_sites(host, variant(name).sites)[-1].name: d + above}) if single else dict(rank=d + above)
     with one_sentence(UserError, f"Rank {d + above}", f"1 to {d}"): attach(host, variant(name, **rank))
     assert state(host) == traces
 
@@ -184,7 +184,7 @@ def test_a_refused_adapter_leaves_the_host_alone(one_sentence):
 @every_variant
 @given(cases())
 def test_comes_back_from_disk(name, case):
-    host, adapter = adapted(name, case, rank_pattern={find_sites(small_gpt(case.shape))[0].name: 1}); ids = tokens(case); out = host(ids)
+    host, adapter = adapted(name, case, rank_pattern={find_sites(small_gpt(case.shape), variant(name).sites)[0].name: 1}); ids = tokens(case); out = host(ids)
     with tempfile.TemporaryDirectory() as folder:
         adapter.save(folder); adapter.detach()
         assert sorted(p.name for p in Path(folder).iterdir()) == ["adapter.safetensors", "adapter_config.json"]
