@@ -9,7 +9,9 @@ _where = {"attach": "adapters.base", "load": "adapters.base", "get_variant": "ad
           "BEMComponent": "contracts", "AdvancedBEMComponent": "contracts", "BEMConfig": "contracts", "ExperimentResult": "contracts", "run_experiment": "contracts",
           "BudgetConstraints": "contracts", "BudgetValidator": "contracts", "BudgetParityError": "contracts", "StatisticalValidationError": "contracts",
           "ComprehensiveEvaluator": "gates", "AcceptanceValidator": "gates", "StatisticalValidator": "gates", "ParetoAnalyzer": "pareto",
-          "PTTrainer": "pt_training", "PTTrainingConfig": "pt_training"}
+          "PTTrainer": "pt_training", "PTTrainingConfig": "pt_training",
+          **dict.fromkeys(("HeadGroupGatingConfig", "HeadGroupGatingModule", "DynamicRankMaskConfig", "DynamicRankMaskModule", "DynamicRankMask", "KroneckerConfig",
+                           "KroneckerModule", "FusedKroneckerOp", "ResidualFiLMConfig", "ResidualFiLMModule"), "names")}
 
 def __getattr__(name):
     from importlib import import_module

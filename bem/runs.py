@@ -43,7 +43,7 @@ class Profile(Config):
     seeds:list[int] = Field(min_length=1)     # seeds of the batch
     split:Literal["validation", "test"]       # what is scored
     windows:int = Field(4, ge=1)              # scored windows per document, at most
-    arms:list[str] = []                       # variants of the batch; empty for all but the peers, see `bem.adapters.peers`
+    arms:list[str] = []                       # variants of the batch; empty for all but those from outside
     plan:str = "paper"                        # whose families of comparisons its report shows
     tune:Tune
 
@@ -163,7 +163,7 @@ def resolve(spec:RunSpec)->Run:
     p = load_profile(spec.profile); split = "validation" if spec.tune else p.split
     check_seal(spec, split, load_plans())
     for k in {"rank", "rank_pattern"} & set(spec.options): raise UserError(f"options.{k} = {spec.options[k]} would be overwritten, since ranks are fitted to the budget; change lora_rank in the profile instead.")
-    config, module = get_variant(spec.variant, **spec.options), list_variants()[spec.variant]
+    config, module = get_variant(spec.variant, **spec.options), list_variants(peers=True)[spec.variant]
     lr, source = (spec.lr, "given") if spec.lr else tuned_lr(spec.profile, spec.variant) or (p.adapt.lr, "default")
     if config.side_size() and config.side_source == "given": raise UserError(f"{spec.variant} reads a side signal that an experiment cannot supply; set options.side_source to retrieval or domain, or train with your own loop.")
     steps, code, data = spec.steps or p.adapt.steps, code_hash(TEMPLATE, [module]), data_hash(p.corpus)
@@ -192,7 +192,7 @@ def finish(record:Record, path:Path)->Path:
 # %% ../nbs/42_runs.ipynb #6f6aa4d4
 def arms(profile:str)->list[str]:
     "Variants of a profile's batch."
-    return load_profile(profile).arms or [v for v in list_variants() if not v.startswith("peer-")]
+    return load_profile(profile).arms or list(list_variants())
 
 def batch(profile:str)->list[RunSpec]:
     "Runs of a profile."

@@ -346,14 +346,16 @@ def _registered(code:str)->list[str]:
     calls = [c for n in ast.parse(code).body if isinstance(c := getattr(n, "value", None), ast.Call)]
     return [c.args[0].value for c in calls if getattr(c.func, "id", "") == "register"]
 
-def list_variants()->dict[str, str]: # variant -> module that registers it
+def list_variants(
+    peers:bool=False # whether those from outside count, whose names begin with `peer-`
+)->dict[str, str]: # variant -> module that registers it
     "Every registered variant, found without importing anything."
     out = {}
     for path in sorted((ROOT/"bem"/"adapters").glob("*.py")):
         for name in _registered(path.read_text()):
             if name in out: raise UserError(f"The variant '{name}' is registered by both {out[name]} and bem.adapters.{path.stem}; rename one.")
             out[name] = f"bem.adapters.{path.stem}"
-    return out
+    return {n: m for n, m in out.items() if peers or not n.startswith("peer-")}
 
 # %% ../../nbs/30_adapters.base.ipynb #f6fdf5af
 def get_variant(
@@ -361,7 +363,7 @@ def get_variant(
     **changes # fields that differ from the registered configuration
 )->AdapterConfig:
     "Configuration of a variant; raises `UserError` if there is none of that name, or for an unknown field."
-    known = list_variants()
+    known = list_variants(peers=True)
     if name not in known: raise UserError(f"There is no variant '{name}'; the variants are {', '.join(known)}.")
     importlib.import_module(known[name])
     config = _registry[name]
@@ -391,6 +393,11 @@ def fit_budget(
     n = count_parameters(out, host)
     if abs(n/budget - 1) > tolerance: raise UserError(f"No rank pattern of {type(config).__name__} meets {budget} parameters within {tolerance:.0%}; the nearest has {n}.")
     return out
+
+@patch
+def fitted(self:AdapterConfig, host:nn.Module, budget:int, steps:int)->AdapterConfig:
+    "The configuration for a run of so many steps at a budget; a variant that has no budget, or needs to know the steps, answers otherwise."
+    return fit_budget(self, host, budget)
 
 # %% ../../nbs/30_adapters.base.ipynb #829ff9b4
 def fingerprint(host:nn.Module, sites:list[Site])->str: # 16 hexadecimal digits

@@ -53,7 +53,7 @@ def theirs(self:PeerConfig, host:nn.Module)->"PeftConfig":
     "PEFT's configuration of the method, for the sites of a host."
     peft, sites = import_peft(), find_sites(host, self.sites); names = dict(target_modules=[s.name for s in sites])
     ends = sorted({s.name.removeprefix(anatomy(host).blocks + ".").partition(".")[2] for s in sites})
-    ranks = dict(names, r=self.rank, rank_pattern={re.escape(n): r for n, r in self.rank_pattern.items()}); lora = dict(ranks, lora_alpha=self.alpha)
+    ranks = dict(names, r=self.rank, rank_pattern={re.escape(n): r for n, r in self.rank_pattern.items()}); lora = dict(ranks, lora_alpha=self.alpha, fan_in_fan_out=type(host.get_submodule(sites[0].name)).__name__ == "Conv1D")
     match self.method:
         case "lora": return peft.LoraConfig(**lora)
         case "rslora": return peft.LoraConfig(**lora, use_rslora=True)
