@@ -29,11 +29,14 @@ figures: PROFILE = paper
 figures: report  ## every figure and table of the committed records, no training
 
 report: $(READY)  ## paper notebooks of a profile, from its records
-	@mkdir -p reports/_failed reports/$(PROFILE) && $(IN) set -e; for n in 90_statistics 91_pareto 92_routing 93_claims; do \
-	  papermill nbs/paper/$$n.ipynb reports/_failed/$$n.ipynb -k python3 --engine ipc --no-progress-bar -p profile $(PROFILE) 2> reports/_failed/$$n.log || { tail -n 3 reports/_failed/$$n.log >&2; exit 1; }; \
-	  nbdev_clean --fname reports/_failed/$$n.ipynb; mv reports/_failed/$$n.ipynb reports/$(PROFILE)/; rm reports/_failed/$$n.log; \
-	  jupyter nbconvert --to html --log-level ERROR reports/$(PROFILE)/$$n.ipynb; done
+	@$(MAKE) --no-print-directory -j2 PROFILE=$(PROFILE) report-90_statistics report-91_pareto report-92_routing
+	@$(MAKE) --no-print-directory PROFILE=$(PROFILE) report-93_claims
 	@echo "Open 90_statistics.html, 91_pareto.html, 92_routing.html and 93_claims.html in reports/$(PROFILE)"
+
+report-%: $(READY)
+	@mkdir -p reports/_failed reports/$(PROFILE) && $(IN) \
+	  papermill nbs/paper/$*.ipynb reports/_failed/$*.ipynb -k python3 --engine ipc --no-progress-bar -p profile $(PROFILE) 2> reports/_failed/$*.log || { tail -n 3 reports/_failed/$*.log >&2; exit 1; }
+	@$(IN) nbdev_clean --fname reports/_failed/$*.ipynb && mv reports/_failed/$*.ipynb reports/$(PROFILE)/ && rm reports/_failed/$*.log && jupyter nbconvert --to html --log-level ERROR reports/$(PROFILE)/$*.ipynb
 
 lint: $(READY)
 	$(IN) ruff check -q nbs tests
