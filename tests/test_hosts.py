@@ -380,7 +380,8 @@ def test_refuses_a_folder_without_a_decoder(fill, says, tmp_path, one_sentence):
     with one_sentence(UserError, says): load_host(tmp_path)
 
 @pytest.mark.parametrize("name, says", [
-    ("./nowhere", "neither a folder nor a name on the hub"), ("a/b/c", "neither a folder nor a name"), ("", "neither"), ("nobody/nothing", "could not be loaded")])
+    ("./nowhere", "neither a folder nor a name on the hub"), ("a/b/c", "neither a folder nor a name"), ("", "neither"),
+    ("nobody/nothing", "could not be loaded")])
 def test_refuses_a_name_that_is_nowhere(name, says, one_sentence):
     with one_sentence(UserError, says, f"'{name}'"): load_host(name, local_files_only=True)
 

@@ -169,7 +169,7 @@ import json, sys; from bem.core import ROOT
 from bem.runs import batch, list_variants, resolve
 def keys(): return {f"{r.spec.variant}-{r.spec.seed}": r.key for r in map(resolve, batch("smoke"))}
 def add(name, text): path = ROOT/"bem"/name; path.write_text((path.read_text() if path.exists() else "") + text); return keys()
-said = [list_variants(), keys(), add("adapters/toy.py", sys.argv[1]), list_variants()["toy"], add("host.py", "# remark"), add("ops/lowrank.py", "CHANGED = 1")]
+said = [list_variants(), keys(), add("adapters/toy.py", sys.argv[1]), list_variants()["toy"], add("host.py", "# remark"), add("sites.py", "CHANGED = 1")]
 print(json.dumps(said))
 '''
 

@@ -3,6 +3,11 @@ import json, shutil
 import pytest
 
 NAME = "48_adapters.yours.ipynb"
+PAPERMILL = "papermill", "-k", "python3", "--engine", "ipc", "--no-progress-bar"
+WANTED = """
+import json; from bem.runs import batch, resolve
+print(json.dumps([[r.spec.variant, r.spec.seed, str(r.path)] for r in map(resolve, batch("smoke")) if r.spec.variant in ("yours", "lora")]))
+"""
 
 @pytest.fixture
 def joined(tree, command, cache):
@@ -12,14 +17,14 @@ def joined(tree, command, cache):
         done = command(*words, BEM_CACHE=cache, OMP_NUM_THREADS=1, BEM_QUIET=1); assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
     run("nbdev_export")
-    paths = json.loads(run("python", "-c", "import json; from bem.runs import *; print(json.dumps([[r.spec.variant, r.spec.seed, str(r.path)] for r in map(resolve, batch('smoke')) if r.spec.variant in ('yours', 'lora')]))"))
-    for variant, seed, path in paths: run("papermill", "nbs/experiments/80_adapt.ipynb", tree/"out.ipynb", "-k", "python3", "--engine", "ipc", "--no-progress-bar", "-p", "variant", variant, "-p", "seed", str(seed), "-p", "out", path)
+    paths = json.loads(run("python", "-c", WANTED))
+    for v, seed, path in paths: run(*PAPERMILL, "nbs/experiments/80_adapt.ipynb", "out.ipynb", "-p", "variant", v, "-p", "seed", str(seed), "-p", "out", path)
     return run, paths
 
 def test_the_template_is_one_notebook_that_joins_everything(tree, joined):
     run, paths = joined; assert sorted({v for v, *_ in paths}) == ["lora", "yours"]
     run("nbdev_test", "--path", f"nbs/{NAME}", "--n_workers", "0")
-    for n in ("90_statistics", "91_pareto"): run("papermill", f"nbs/paper/{n}.ipynb", tree/f"{n}.ipynb", "-k", "python3", "--engine", "ipc", "--no-progress-bar", "-p", "profile", "smoke")
+    for n in ("90_statistics", "91_pareto"): run(*PAPERMILL, f"nbs/paper/{n}.ipynb", tree/f"{n}.ipynb", "-p", "profile", "smoke")
     said = json.loads((tree/"reports"/"smoke"/"summary.json").read_text())
     mine = [c for c in said["comparisons"] if c["variant"] == "yours"]
     assert mine and all(c["baseline"] == "lora" and c["exploratory"] and c["family"] == "not planned" and c["budget"]["params_ratio"] <= 1.05 for c in mine)
