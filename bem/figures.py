@@ -10,6 +10,7 @@ import io, json
 from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from .core import ROOT, atomic_write
 
@@ -21,16 +22,20 @@ STYLE = {"svg.hashsalt": "bem", "axes.spines.top": False, "axes.spines.right": F
 VERDICTS = {"supported": PALETTE[2], "non-inferior": PALETTE[2], "refuted": PALETTE[1], "inconclusive": "#666666"}
 
 def colour(name:str, names:list[str])->str: # hexadecimal
-    "Colour of `name` among `names`; the same in every figure that lists the same names."
-    return PALETTE[sorted(names).index(name) % len(PALETTE)]
+    "Colour of `name` among `names`, black for LoRA; the same in every figure that lists the same names."
+    if name == "lora": return "#000000"
+    rest, others = [c for c in PALETTE if c != "#000000"], sorted(n for n in names if n != "lora")
+    return rest[others.index(name) % len(rest)]
 
 # %% ../nbs/53_figures.ipynb #928835f9
 def panels(variants:list[str], anchor:str="lora")->dict[str, list[str]]: # title -> variants, the anchor in each
     "Variants in groups of at most seven, so that a panel has a readable colour for each."
-    group = lambda v: "controls" if v.startswith(("control-", "oracle-")) else "levels and code" if v.startswith("bem-") else "directions"
+    kinds = {"control-": "controls", "oracle-": "controls", "bem-": "levels and code", "pt": "performance track", "peer-": "peers"}
+    group = lambda v: next((k for start, k in kinds.items() if v.startswith(start)), "directions")
     rest = [v for v in variants if v != anchor]; out = {}
     for v in rest: out.setdefault(group(v), []).append(v)
-    split = {f"{t} ({i//6 + 1})" if len(vs) > 6 else t: vs[i:i + 6] for t, vs in out.items() for i in range(0, len(vs), 6)} or {"": []}
+    parts = {t: np.array_split(vs, -(-len(vs)//6)) for t, vs in out.items()}
+    split = {f"{t} ({i + 1})" if len(ps) > 1 else t: p.tolist() for t, ps in parts.items() for i, p in enumerate(ps)} or {"": []}
     return {t: [v for v in (anchor, *vs) if v in variants] for t, vs in split.items()}
 
 # %% ../nbs/53_figures.ipynb #91667ede
