@@ -218,7 +218,7 @@ def memory_over_lora(a:Artefacts, variant:str)->Measurement|None:
 def _timed(a:Artefacts, bare:bool)->dict[str, tuple[str, dict, dict]]: # arm -> (file, benchmark, row)
     "Rows of the benchmarks, against the bare host or against LoRA; of several hosts the largest."
     rows = lambda b: {r["arm"]: r for r in b.get("rows", []) if isinstance(r, dict) and {"arm", "forward_ratio", "forward_low", "forward_high"} <= set(r)}
-    found = sorted(((b.get("parameters", 0), n, b, rows(b)) for n, b in a.benches.items() if ("bare" in rows(b)) == bare), key=lambda f: f[0])
+    found = sorted(((b.get("parameters", 0), n, b, rows(b)) for n, b in a.benches.items() if rows(b) and ("bare" in rows(b)) == bare), key=lambda f: f[0])
     return {arm: (n, b, r) for _, n, b, rs in found for arm, r in rs.items()}
 
 def _machine(b:dict)->str: return f"{b.get('cpu', 'unknown')}, {b.get('cores', '?')} cores, {b.get('device', 'cpu')}"
