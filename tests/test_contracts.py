@@ -50,6 +50,8 @@ def test_forward_is_the_matrix_that_it_shows(name):
 
 def test_what_is_no_matrix_is_refused(one_sentence):
     with one_sentence(UserError, "is no matrix under this code"): BEMComponent(stirred("control-nonlinear")[1].updates[MLP]).get_delta_weights()
+    film = stirred("pt4-film")[1].updates["blocks/0"]
+    with one_sentence(UserError, "is no matrix under this code", "whole block"): BEMComponent(film).get_delta_weights(torch.ones(film.n_code))
     with one_sentence(UserError, "is no matrix under this code", "frozen map"): BEMComponent(stirred("spectral")[1].updates[MLP]).get_delta_weights()
 
 @pytest.mark.parametrize("name, code, says", [
