@@ -1,4 +1,4 @@
-# make paper | test | figures | tune | readme.  PROFILE=laptop (default), paper or smoke.  PYTHON names the interpreter, 3.11 or 3.12.
+# make paper | test | frontier | figures | tune | readme.  PROFILE=laptop (default), paper or smoke.  PYTHON names the interpreter, 3.11 or 3.12.
 PROFILE ?= laptop
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ IN := source $(VENV)/bin/activate &&
 BUSY = { [ $$? -ne 75 ] || echo 'Another batch is running in this folder; wait for it or stop it.' >&2; exit 1; }
 BATCH = mkdir -p .snakemake && $(IN) OMP_NUM_THREADS=1 flock -n -E 75 -o .snakemake/batch.lock snakemake --cores all --config profile=$(PROFILE)
 
-.PHONY: help paper tune figures report test lint notebooks readme env
+.PHONY: help paper tune frontier figures report test lint notebooks readme env
 help:
 	@sed -n '1s/^# //p' Makefile; sed -n 's/^\([a-z]*\):.*## /  make \1   /p' Makefile
 
@@ -25,6 +25,9 @@ paper: $(READY)  ## everything of a profile: corpus, base, runs, report
 tune: $(READY)  ## learning-rate sweep of a profile; commit reports/tune afterwards
 	@$(BATCH) only=sweep -- sweep || $(BUSY)
 
+frontier: $(READY)  ## the frontier study: its five settings, then the notebook that compares them
+	@for p in frontier-4 frontier-16 frontier-48 frontier-second frontier-gpt2; do $(MAKE) --no-print-directory paper PROFILE=$$p || exit 1; done
+	@$(MAKE) --no-print-directory PROFILE=frontier report-94_frontier
 figures: PROFILE = paper
 figures: report  ## every figure and table of the committed records, no training
 

@@ -114,6 +114,7 @@ def dense_delta(
     "The update as a matrix; raises `UserError` for a code that does not fit, or an update that is no matrix under it."
     check_code(update, code); u, d, s = copy(update), update.site.d_in, update.site
     if s.kind == "block": raise UserError(f"{type(u).__name__} at {s.name} is no matrix under this code, since it acts on a whole block; take its last_code instead.")
+    if update.mixes: raise UserError(f"{type(u).__name__} at {s.name} is no matrix under this code, since it reads the tokens before as well; take its last_code instead.")
     like = next(p for p in (*u.parameters(), *u.buffers()) if p.is_floating_point())
     x = torch.cat([torch.eye(d), torch.cos(torch.arange(d)**2.)[None]])[:, None].to(like.device)
     base = torch.cat([x.new_zeros(d, 1, s.d_out), x[-1:, :, :1].expand(-1, -1, s.d_out)]) if linear is None else F.linear(x, weight_of(linear).float(), linear.bias if linear.bias is None else linear.bias.float())

@@ -39,6 +39,7 @@ class Profile(Config):
     host:HostConfig                           # shape of the base
     pretrain:TrainConfig                      # how the base is made
     adapt:TrainConfig                         # how adapters are trained; its lr is used where nothing is tuned
+    sites:list[str] = []                      # where adapters attach; empty for each variant's own choice
     lora_rank:int = Field(ge=1)               # the budget: trainable parameters of a LoRA of this rank
     seeds:list[int] = Field(min_length=1)     # seeds of the batch
     split:Literal["validation", "test"]       # what is scored
@@ -48,6 +49,12 @@ class Profile(Config):
     tune:Tune
 
 # %% ../nbs/42_runs.ipynb #4c5d5d2e
+@patch
+def at_sites(self:Profile, config:AdapterConfig, given:bool=False)->AdapterConfig:
+    "A configuration at the sites of the profile, unless it has sites of its own, or they were given."
+    return config.model_copy(update=dict(sites=self.sites)) if self.sites and not given and config.sites == AdapterConfig.model_fields["sites"].default else config
+
+# %% ../nbs/42_runs.ipynb #49bf9814
 def load_profile(name:str)->Profile:
     "Profile by name, from `params/profile-NAME.yml`; raises `UserError` if there is none or it is malformed."
     known = sorted(p.stem.removeprefix("profile-") for p in PARAMS.glob("profile-*.yml"))
@@ -59,7 +66,7 @@ def profile_from(fields:dict)->Profile: # parsed YAML
     parts = dict(host=HostConfig, pretrain=TrainConfig, adapt=TrainConfig, tune=Tune)
     return Profile(**{k: parts[k](**v) if k in parts and isinstance(v, dict) else v for k, v in fields.items()})
 
-# %% ../nbs/42_runs.ipynb #bd56ed8d
+# %% ../nbs/42_runs.ipynb #a2225e98
 class Family(Config):
     "Comparisons that are judged, and corrected, together."
     name:str                                         # shown in tables
@@ -87,7 +94,7 @@ def load_plan(name:str="paper")->Plan:
 
 def load_plans()->list[Plan]: return [load_plan(p.stem.removeprefix("plan-")) for p in sorted(PARAMS.glob("plan-*.yml"))]
 
-# %% ../nbs/42_runs.ipynb #a3e54956
+# %% ../nbs/42_runs.ipynb #e921cab4
 class RunSpec(Config):
     "What a user says about a run."
     profile:str = "smoke"                 # size and purpose
@@ -98,7 +105,7 @@ class RunSpec(Config):
     tune:bool = False                     # a trial of the learning-rate sweep
     options:dict = {}                     # fields of the variant's configuration
 
-# %% ../nbs/42_runs.ipynb #e921cab4
+# %% ../nbs/42_runs.ipynb #ced42ee4
 def refuse_unknown(names:dict, template:Path=TEMPLATE)->None:
     "Raise `UserError` if, at its first cell, the notebook's namespace holds a value that is no declared parameter: papermill was given one that does not exist."
     if sum("refuse_unknown(" in cell for cell in names.get("In", [])) > 1: return     # a reader runs the cell again, with the notebook's own names around
@@ -107,7 +114,7 @@ def refuse_unknown(names:dict, template:Path=TEMPLATE)->None:
     unknown = sorted(n for n, v in names.items() if isinstance(v, plain) and not n.startswith("_") and n not in (*declared, "In", "Out"))
     if unknown: raise UserError(f"{template.stem} has no parameter '{unknown[0]}'; its parameters are {', '.join(declared)}.")
 
-# %% ../nbs/42_runs.ipynb #a5e80c42
+# %% ../nbs/42_runs.ipynb #a49636ef
 def mixture_score(r:Record)->float: # bits per byte
     "Mean over documents, then over the adapted domains."
     return mean(mean(s) for d, s in r.scores.items() if d != "prose") if r.status == "ok" else float("inf")
@@ -126,7 +133,7 @@ def tuned_lr(profile:str, variant:str, anchor:str="lora")->tuple[float, str]|Non
         if best: return best[0][1], source
     return None
 
-# %% ../nbs/42_runs.ipynb #9b853f36
+# %% ../nbs/42_runs.ipynb #55ce8cd3
 class Run(Config):
     "A run with nothing left open."
     spec:RunSpec
@@ -140,7 +147,7 @@ class Run(Config):
     code:str
     data:str
 
-# %% ../nbs/42_runs.ipynb #55ce8cd3
+# %% ../nbs/42_runs.ipynb #3401a075
 def runs_of(plan:Plan)->list[tuple[str, int]]: # variant and seed
     "What a plan runs."
     return [(v, s) for s in plan.seeds for v in plan.arms] + [(plan.aa_variant, s) for s in plan.aa_seeds]
@@ -152,7 +159,7 @@ def check_seal(spec:RunSpec, split:str, plans:list[Plan])->None:
     if split == "test" and not planned: raise UserError(f"The test split is sealed and no plan has a run of {spec.variant} with seed {spec.seed} under profile {spec.profile}; explore with another profile, or commit a plan first.")
     if split != "test" and spec.seed in sealed: raise UserError(f"Seed {spec.seed} is sealed for a confirmation; explore with a seed below {min(sealed)}.")
 
-# %% ../nbs/42_runs.ipynb #06e4d281
+# %% ../nbs/42_runs.ipynb #d53ff2b1
 @cache
 def data_hash(corpus:str)->str: # 16 hexadecimal digits
     "Hash of a corpus; of the default one the manifest is enough, since every document is checked against it."
@@ -163,7 +170,7 @@ def resolve(spec:RunSpec)->Run:
     p = load_profile(spec.profile); split = "validation" if spec.tune else p.split
     check_seal(spec, split, load_plans())
     for k in {"rank", "rank_pattern"} & set(spec.options): raise UserError(f"options.{k} = {spec.options[k]} would be overwritten, since ranks are fitted to the budget; change lora_rank in the profile instead.")
-    config, module = get_variant(spec.variant, **spec.options), list_variants(peers=True)[spec.variant]
+    config, module = p.at_sites(get_variant(spec.variant, **spec.options), given="sites" in spec.options), list_variants(peers=True)[spec.variant]
     lr, source = (spec.lr, "given") if spec.lr else tuned_lr(spec.profile, spec.variant) or (p.adapt.lr, "default")
     if config.side_size() and config.side_source == "given": raise UserError(f"{spec.variant} reads a side signal that an experiment cannot supply; set options.side_source to retrieval or domain, or train with your own loop.")
     steps, code, data = spec.steps or p.adapt.steps, code_hash(TEMPLATE, [module]), data_hash(p.corpus)
@@ -171,7 +178,7 @@ def resolve(spec:RunSpec)->Run:
     key = digest([used, spec.variant, spec.seed, config, lr, steps, split, code, data, base_key(p.host, p.pretrain, data_hash("default"))])
     return Run(spec=spec, profile=p, config=config, lr=lr, lr_source=source, steps=steps, split=split, key=key, code=code, data=data)
 
-# %% ../nbs/42_runs.ipynb #15983a17
+# %% ../nbs/42_runs.ipynb #859d1b66
 @patch(as_prop=True)
 def path(self:Run)->Path: # where the record belongs
     "Path of the record."
@@ -189,7 +196,7 @@ def finish(record:Record, path:Path)->Path:
         if old != path: old.unlink()
     return path
 
-# %% ../nbs/42_runs.ipynb #6f6aa4d4
+# %% ../nbs/42_runs.ipynb #07eacf6f
 def arms(profile:str)->list[str]:
     "Variants of a profile's batch."
     return load_profile(profile).arms or list(list_variants())

@@ -18,7 +18,7 @@ from .core import UserError
 class Site:
     "One linear map of a host, or one of its blocks."
     name:str    # dotted name of the module
-    kind:str    # `qkv`, `attn_out`, `mlp_up`, `mlp_down`, `block`, or `other`
+    kind:str    # `qkv`, `attn_out`, `mlp_up`, `mlp_down`, `block`, `head`, or `other`
     d_in:int    # inputs
     d_out:int   # outputs
 
@@ -39,9 +39,9 @@ def find_blocks(host:nn.Module)->tuple[str, nn.ModuleList]: # dotted name, block
 
 # %% ../nbs/06_sites.ipynb #9eebf8cd
 @torch.no_grad()
-def _trace(host:nn.Module, block:nn.Module)->tuple[list[tuple[str, bool]], int, bool]: # (name inside the block, sees other tokens) in order of calls; width; sees later tokens
+def _trace(host:nn.Module, block:nn.Module, outside:dict[str, nn.Module])->tuple[list[tuple[str, bool]], int, bool, list[str]]: # (name inside the block, sees other tokens) in order of calls; width; sees later tokens; maps called outside of the blocks
     "Watch the first block read three short sequences."
-    calls, width, ahead, device = [], [], [], next(host.parameters()).device
+    calls, width, ahead, others, device = [], [], [], [], next(host.parameters()).device
     def seen(name):
         def hook(module, args, out):
             x = args[0].reshape(3, 2, -1).float(); differ = lambda a, b, by: bool((a - b).abs().max() > by*a.abs().max())
@@ -49,12 +49,13 @@ def _trace(host:nn.Module, block:nn.Module)->tuple[list[tuple[str, bool]], int, 
         return hook
     hooks = [m.register_forward_hook(seen(n)) for n, m in block.named_modules() if is_linear(m)]
     hooks.append(block.register_forward_pre_hook(lambda m, args, kwargs: width.append((args[0] if args else kwargs["hidden_states"]).shape[-1]), with_kwargs=True))
+    hooks += [m.register_forward_hook(lambda *_, n=n: others.append(n)) for n, m in outside.items()]
     training = [m for m in host.modules() if m.training]
     try: host.eval()(torch.tensor([[1, 2], [3, 2], [1, 4]], device=device))
     finally:
         for h in hooks: h.remove()
         for m in training: m.training = True
-    return calls, width[0], any(ahead)
+    return calls, width[0], any(ahead), others
 
 def _kinds(calls:list[tuple[str, bool]], outs:dict[str, int], width:int)->dict[str, str]: # name inside the block -> kind
     "Kinds from the order of calls."
@@ -78,17 +79,18 @@ def anatomy(host:nn.Module)->Anatomy:
     "Blocks, width, context and kinds; raises `UserError` if the host cannot read two tokens, or reads them in both directions."
     if host in _known: return _known[host]
     where, blocks = find_blocks(host)
-    try: calls, width, ahead = _trace(host, blocks[0])
+    outside = {n: m for n, m in host.named_modules() if is_linear(m) and not n.startswith((where + ".", "adapters."))}
+    try: calls, width, ahead, others = _trace(host, blocks[0], outside)
     except Exception as e: raise UserError(f"{type(host).__name__} could not read two tokens ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no message'}); adapt a decoder that is called as host(input_ids).") from None
     if ahead: raise UserError(f"{type(host).__name__} is not causal, since changing its second token changes what it computes at the first; adapt a decoder, or load this model as one.")
     kinds = _kinds(calls, {n: widths(m)[1] for n, m in blocks[0].named_modules() if is_linear(m)}, width)
     config = getattr(host, "config", None)
     context = next((n for a in ("context", "max_position_embeddings", "n_positions") if isinstance(n := getattr(config, a, None), int)), None)
-    found = {f"{where}.{i}.{n}": k for i in range(len(blocks)) for n, k in kinds.items()}
+    found = {f"{where}.{i}.{n}": k for i in range(len(blocks)) for n, k in kinds.items()} | {n: "head" for n in others[-1:]}
     return _known.setdefault(host, Anatomy(where, width, context, found))
 
 # %% ../nbs/06_sites.ipynb #97a2c155
-KINDS = ("qkv", "attn_out", "mlp_up", "mlp_down", "block")
+KINDS = ("qkv", "attn_out", "mlp_up", "mlp_down", "block", "head")
 
 def find_sites(
     host:nn.Module,
@@ -105,5 +107,5 @@ def find_sites(
     for s in [sites] if isinstance(sites, str) else set(sites) - {"block"}:
         if not (found if isinstance(sites, str) else [n for n in found if chosen(n, s)]):
             inside = sorted({n.split(f"{known.blocks}.0.")[-1] for n in known.kinds if n.startswith(f"{known.blocks}.0.")})
-            raise UserError(f"{type(host).__name__} has no site '{s}'; choose from the kinds {', '.join(KINDS)} or the names {', '.join(inside)}.")
+            raise UserError(f"{type(host).__name__} has no site '{s}'; choose from the kinds {', '.join(k for k in KINDS if k == 'block' or k in known.kinds.values())} or the names {', '.join(inside)}.")
     return [Site(n, kind(n), *widths(m)) for n, m in maps.items() if n in found] + [Site(n, "block", known.width, known.width) for n in blocks]

@@ -1,5 +1,5 @@
 "Bad input costs one sentence, a nonzero exit where there is a command, and nothing else: nothing lost, nothing half written."
-import json, os, resource, signal, subprocess, sys, time, zipfile
+import json, os, resource, shutil, signal, subprocess, sys, time, zipfile
 import numpy as np
 import pytest
 import bem.comparison, bem.data
@@ -81,7 +81,7 @@ def own_corpus(tmp_path, monkeypatch):
     cache, text = tmp_path/"cache", b"#pragma once\n"*60
     pins = hashlib.sha256((ROOT/"data"/"requirements.txt").read_bytes()).hexdigest()[:12]
     archive, manifest = cache/"packages"/pins/"pybind11-3.1.0-py3-none-any.whl", tmp_path/"manifest.csv"
-    atomic_write(archive.parent/"complete", "")
+    atomic_write(archive.parent/"complete", ""); shutil.copy(ROOT/"data"/"requirements.txt", tmp_path)
     with zipfile.ZipFile(archive, "w") as z: z.writestr("a.h", text)
     clean = text.strip()
     write_manifest([dict(domain="cpp", split="train", package="pybind11", path="a.h", sha256=hashlib.sha256(clean).hexdigest(), bytes=len(clean))], manifest)

@@ -39,6 +39,7 @@ LEVELS = dict(
     uncertain=GeneratedConfig(uncertainty=True, **chunked), smooth=GeneratedConfig(ema=.6, **chunked),
     governed=GeneratedConfig(orthonormal=True, max_singular_value=1., max_frobenius=1.5, **chunked),
     everywhere=GeneratedConfig(sites=["qkv", "attn_out", "mlp_up", "mlp_down"], cache_policy="chunked_qkv", **chunked),
+    lagged=get_variant("bem-lagged", rank=4, sites=["attn_out", "mlp_down", "head"]),
     **{n: get_variant(n, rank=4) for n in ("control-nonlinear", "control-shuffled", "control-random", "spectral", "spectral-self")})
 CONTROLLERS = {n: c.build(small_gpt()).controller for n, c in LEVELS.items()}
 WRITTEN = [n for n, c in CONTROLLERS.items() if c is not None and list(c.parameters())]           # levels whose codes are learned
@@ -293,8 +294,9 @@ def test_an_evaluation_between_forward_and_backward_changes_no_gradient(host):
     loss.backward(); assert all(torch.equal(p.grad, plain[n]) for n, p in adapter.named_parameters())
 
 @every_hub_host
-def test_two_forward_passes_before_one_backward_under_checkpointing_are_refused(host, one_sentence):
-    model, adapter = adapted(host, "chunk"); checkpointed(model)
+@pytest.mark.parametrize("level", ["chunk", "lagged", "control-shuffled"])
+def test_two_forward_passes_before_one_backward_under_checkpointing_are_refused(host, level, one_sentence):
+    model, adapter = adapted(host, level); checkpointed(model)
     with one_sentence(UserError, "2 forward passes wait"): (loss_of(model, tokens(2, 9)) + loss_of(model, tokens(2, 9, 1))).backward()
     gc.collect(); gradients(model, adapter, tokens(2, 9))                                   # and nothing is left of it
     model.eval(); (loss_of(model, tokens(2, 9)) + loss_of(model, tokens(2, 9, 1))).backward()   # without checkpointing it is allowed
@@ -408,7 +410,7 @@ def test_a_causal_host_is_never_taken_for_an_encoder(dtype, scale):
 @pytest.mark.parametrize("config, says", [
     (dict(chunk=64), "chunk = 64 is not shorter than the host's context of 64"), (dict(level="prefix", prefix=64), "prefix = 64 never ends"),
     (dict(sites=["nowhere"]), "has no site 'nowhere'"), (dict(sites="q_proj("), "is no regular expression"),
-    (dict(sites=["lm_head"]), "allows no code at lm_head"), (dict(cache_policy="loose"), "There is no cache policy 'loose'"),
+    (dict(sites=["lm_head"]), "lm_head is the head"), (dict(cache_policy="loose"), "There is no cache policy 'loose'"),
     (dict(level="token", sites=["qkv"]), "allows no code at"), (dict(level="token", sites=["qkv"], cache_policy="chunked_qkv"), "allows codes per chunk at"),
     (dict(level="self", sites=["qkv"], cache_policy="chunked_qkv"), "allows codes per chunk at"),
     (dict(rank=33), "Rank 33"), (dict(rank_pattern={"nowhere": 2}), "is no site of this host")])

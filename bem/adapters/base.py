@@ -70,6 +70,7 @@ class Update(nn.Module):
     "Adapted output of one site."
     n_code:int = 0
     remembers:bool = False
+    mixes:bool = False                      # whether it reads other tokens than the one that it changes
     memory:dict[str, Tensor]|None = None    # site -> what is remembered; None without a cache
     last_code:Tensor|None = None            # code of the last call, kept for a look inside when `keep_code` is set
     keep_code:bool = False
@@ -109,6 +110,7 @@ class Adapter(nn.Module):
         check_policy(config.cache_policy, config.finest(), self.sites)
         self.updates = nn.ModuleDict({s.name.replace(".", "/"): config.update(s) for s in self.sites})
         sizes = [u.n_code for u in self.updates.values()]
+        if blind := [s.name for s, n in zip(self.sites, sizes) if s.kind == "head" and n]: raise UserError(f"{blind[0]} is the head, which a host may show the last token alone, so that a controller's codes do not fit it; leave it out of the sites.")
         ends = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
         self.controller = config.controller(known.width, sizes, known.context) if ends[-1] else None
         self._parts, self._side, self._handles, self._off = list(zip(ends, ends[1:])), None, [], False

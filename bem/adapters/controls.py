@@ -51,7 +51,7 @@ class Lags(Counting):
         self.register_buffer("table", torch.randint(2**31, (PERIOD, len(sizes)), generator=torch.Generator("cpu").manual_seed(0), device="cpu"), persistent=False)
     def codes(self, pos:Tensor, side:Tensor|None)->Tensor: # (b, t) -> (b, t, sites)
         p = pos[..., None]
-        return p - self.table[pos % PERIOD] % (p + 1)
+        return (p - self.table[pos % PERIOD] % (p + 1)).float()
 
 # %% ../../nbs/38_adapters.controls.ipynb #1c373b9d
 class Shuffled(SelfReading):
@@ -67,7 +67,8 @@ class Shuffled(SelfReading):
         return seen.gather(1, column.expand(-1, -1, z.shape[-1]))
 
     def forward(self, x:Tensor, base:Tensor, code:Tensor|None)->Tensor:
-        z = F.linear(x, self.Vt.to(x.dtype)); other = self.earlier(z, code)
+        z = F.linear(x, self.Vt.to(x.dtype)); other = self.earlier(z, code.detach().long())
+        if code.requires_grad: other = other + 0*code.to(z.dtype)      # the thread by which checkpointing knows whether several calls wait for their backward pass
         if self.keep_code: self.last_code = self.code(other, None).detach()
         return write(base, gate(z, other, self.M, self.b), self.Ut, self.scale)
 

@@ -131,7 +131,7 @@ class QloraConfig(AdapterConfig):
 class QloraAdapter(Swapping):
     "LoRA, and the rounding of the maps of all blocks."
     def swaps(self)->list[tuple]:
-        maps = [self.host.get_submodule(n) for n in anatomy(self.host).kinds]
+        maps = [self.host.get_submodule(n) for n, kind in anatomy(self.host).kinds.items() if kind != "head"]
         return [(m._parameters, "weight", nn.Parameter(nf4(m.weight.detach(), self.config.block), requires_grad=False)) for m in maps]
 
 register("peer-qlora", QloraConfig())

@@ -16,8 +16,8 @@ from ..sites import Site
 from .controller import RoutingState
 
 # %% ../../nbs/21_routing.cache.ipynb #acc5787a
-POLICIES = {"strict": {"attn_out": "token", "mlp_down": "token", "block": "token"},
-            "chunked_qkv": {"attn_out": "token", "mlp_down": "token", "block": "token", "mlp_up": "token", "qkv": "chunk"}}      # kind -> finest level allowed
+POLICIES = {"strict": {"attn_out": "token", "mlp_down": "token", "block": "token", "head": "token"},
+            "chunked_qkv": {"attn_out": "token", "mlp_down": "token", "block": "token", "head": "token", "mlp_up": "token", "qkv": "chunk"}}      # kind -> finest level allowed
 _fineness = ("constant", "prefix", "chunk", "token")
 
 def check_policy(
