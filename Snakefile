@@ -13,7 +13,7 @@ relative = lambda path: os.path.relpath(path, ROOT)
 p = load_profile(PROFILE)
 BASE = relative(cache_dir()/f"base-{base_key(p.host, p.pretrain, data_hash('default'))}.safetensors")
 WANTED = str(config.get("only", "runs"))
-RUNS = {relative(r.path): r for r in map(resolve, batch(PROFILE))} if WANTED == "runs" else {}
+RUNS = {relative(r.path): r.tuned() for r in map(resolve, batch(PROFILE))} if WANTED == "runs" else {}
 TRIALS = {relative(r.path): r for r in map(resolve, sweep(PROFILE))} if WANTED == "sweep" else {}
 
 # one stamp per state of the inputs: which records, which notebooks, which modules

@@ -186,6 +186,12 @@ def path(self:Run)->Path: # where the record belongs
     if s.tune: return REPORTS/"tune"/s.profile/f"{s.variant}-lr{self.lr:g}-s{s.seed}-{self.key[:8]}.json"
     return REPORTS/s.profile/"records"/f"{s.variant}-s{s.seed}-{self.key[:8]}.json"
 
+@patch
+def tuned(self:Run)->Run: # itself
+    "Raise `UserError` if the run would open sealed documents at a rate that no trial of its variant chose."
+    if self.split == "test" and self.lr_source != "tuned": raise UserError(f"{self.spec.variant} has no learning-rate trial under profile {self.spec.profile}, which confirms on sealed documents; run make tune PROFILE={self.spec.profile} and commit reports/tune first.")
+    return self
+
 def finish(record:Record, path:Path)->Path:
     "Save a record and remove what it replaces: records of the same run under another key; raises `UserError` if the code changed since the batch began."
     name, _, key = path.stem.rpartition("-")

@@ -171,7 +171,7 @@ OTHERS = dict(
     sliding=lambda: hf.MistralForCausalLM(hf.MistralConfig(**SHARED, **WIDE, num_key_value_heads=2, sliding_window=8)))
 
 @pytest.mark.parametrize("family", OTHERS)       # one flattens its sequences, one is given a mask as wide as the cache, one forgets keys
-@pytest.mark.parametrize("level", ["chunk", "self_token"])
+@pytest.mark.parametrize("level", ["chunk", "self_token", "lagged"])
 def test_other_families_generate_the_same_too(family, level):
     torch.manual_seed(0); model = OTHERS[family]().eval(); prompts = ragged(); bare = continued(model, prompts)
     stir(attach(model, LEVELS[level])); alone = continued(model, prompts, use_cache=False)

@@ -208,8 +208,10 @@ def _at_site(self:Adapter, update:Update, part:tuple[int, int], module, args, kw
     "Forward hook of one site."
     if self._off: return out
     if isinstance(out, tuple): return self._at_site(update, part, module, args, kwargs, out[0]), *out[1:]       # some blocks return more than their output
-    x = args[0] if args else kwargs["hidden_states"]
-    return update(x, out, self._part(part, x) if update.n_code else None)
+    x = args[0] if args else kwargs["hidden_states"]; code = self._part(part, x) if update.n_code else None
+    if not (update.mixes and x.ndim == 2): return update(x, out, code)
+    rows = self._code().shape[:2]                   # who reads other tokens has to know which are of one row
+    return update(x.unflatten(0, rows), out.unflatten(0, rows), code.unflatten(0, rows)).flatten(0, 1)
 
 # %% ../../nbs/30_adapters.base.ipynb #6a08abb6
 _reentrant = "Reentrant gradient checkpointing loses the gradients of an adapter's codes; enable it with gradient_checkpointing_kwargs={'use_reentrant': False}."
@@ -427,8 +429,11 @@ def load(
     folder = Path(folder)
     try:
         meta = json.loads((folder/"adapter_config.json").read_text()); weights = st_torch.load((folder/"adapter.safetensors").read_bytes())
-        if meta["format"] != 1 or not meta["module"].startswith("bem."): raise ValueError(f"format {meta['format']} of {meta['module']}")
-        config = getattr(importlib.import_module(meta["module"]), meta["type"])(**meta["config"])
+        if meta["format"] != 1: raise ValueError(f"format {meta['format']}")
+        if meta["module"] in list_variants(peers=True).values(): importlib.import_module(meta["module"])
+        kinds = {type(c).__name__: type(c) for c in _registry.values()}
+        if meta["type"] not in kinds: raise UserError(f"No variant with a {meta['type']} is registered; import the module that registers it, then load again.")
+        config = kinds[meta["type"]](**meta["config"])
     except UserError: raise
     except Exception as e: raise UserError(f"{folder} holds no adapter that can be read ({type(e).__name__}: {e}); save it again with Adapter.save.") from None
     if (now := fingerprint(host, find_sites(host, config.sites))) != meta["host"]: raise UserError(f"The adapter in {folder} was trained on the host {meta['host']}, this one is {now}; load that host first.")

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from pydantic import Field, model_validator
 from torch import Tensor
 from .base import Adapter, AdapterConfig, Update, register
-from .governance import _triangle
+from .governance import triangle
 from ..core import UserError
 from ..sites import Site, anatomy, find_sites, weight_of
 from ..ops.kronecker import factor_pair, kronecker_apply, kronecker_flops, kronecker_rows, nearest_kronecker
@@ -83,7 +83,7 @@ class Kronecker(Update):
 
     def norm(self)->Tensor: # float64 scalar
         "Largest singular value of the update."
-        A, C = _triangle(self.A), _triangle(self.C)
+        A, C = triangle(self.A), triangle(self.C)
         if self.Pt is None: return self.scale*self.gain.double().abs()*torch.linalg.matrix_norm(A, 2)*torch.linalg.matrix_norm(C, 2)
         return self.scale*torch.linalg.matrix_norm(kronecker_apply(self.Pt.double().mT, A, C), 2)
 
