@@ -44,6 +44,7 @@ class Profile(Config):
     seeds:list[int] = Field(min_length=1)     # seeds of the batch
     split:Literal["validation", "test"]       # what is scored
     windows:int = Field(4, ge=1)              # scored windows per document, at most
+    options:dict[str, dict] = {}              # variant -> fields of its configuration in this batch
     arms:list[str] = []                       # variants of the batch; empty for all but those from outside
     plan:str = "paper"                        # whose families of comparisons its report shows
     tune:Tune
@@ -169,12 +170,13 @@ def resolve(spec:RunSpec)->Run:
     "Everything that determines the result; raises `UserError` before any compute is spent."
     p = load_profile(spec.profile); split = "validation" if spec.tune else p.split
     check_seal(spec, split, load_plans())
-    for k in {"rank", "rank_pattern"} & set(spec.options): raise UserError(f"options.{k} = {spec.options[k]} would be overwritten, since ranks are fitted to the budget; change lora_rank in the profile instead.")
-    config, module = p.at_sites(get_variant(spec.variant, **spec.options), given="sites" in spec.options), list_variants(peers=True)[spec.variant]
+    options = {**p.options.get(spec.variant, {}), **spec.options}
+    for k in {"rank", "rank_pattern"} & set(options): raise UserError(f"options.{k} = {options[k]} would be overwritten, since ranks are fitted to the budget; change lora_rank in the profile instead.")
+    config, module = p.at_sites(get_variant(spec.variant, **options), given="sites" in options), list_variants(peers=True)[spec.variant]
     lr, source = (spec.lr, "given") if spec.lr else tuned_lr(spec.profile, spec.variant) or (p.adapt.lr, "default")
     if config.side_size() and config.side_source == "given": raise UserError(f"{spec.variant} reads a side signal that an experiment cannot supply; set options.side_source to retrieval or domain, or train with your own loop.")
     steps, code, data = spec.steps or p.adapt.steps, code_hash(TEMPLATE, [module]), data_hash(p.corpus)
-    used = p.model_dump(exclude={"seeds", "tune", "arms", "plan"})
+    used = p.model_dump(exclude={"seeds", "tune", "arms", "plan", "options"})
     key = digest([used, spec.variant, spec.seed, config, lr, steps, split, code, data, base_key(p.host, p.pretrain, data_hash("default"))])
     return Run(spec=spec, profile=p, config=config, lr=lr, lr_source=source, steps=steps, split=split, key=key, code=code, data=data)
 

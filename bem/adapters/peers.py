@@ -241,7 +241,6 @@ class FullAdapter(Swapping):
 # %% ../../nbs/43_adapters.peers.ipynb #63a87153
 register("peer-lora", PeerConfig(method="lora"))
 register("peer-lora-mlp", PeerConfig(method="lora", sites=["mlp_up", "mlp_down"]))
-register("peer-lora-mlp-head", PeerConfig(method="lora", sites=["mlp_up", "mlp_down", "head"]))
 register("peer-rslora", PeerConfig(method="rslora"))
 register("peer-dora", PeerConfig(method="dora"))
 register("peer-adalora", AdaloraConfig())
