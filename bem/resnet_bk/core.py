@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import UserError
 from ..ops.resolvent import _stepwise, check_resolvent, resolvent
 
-# %% ../../nbs/70_resnet_bk.core.ipynb #cf283ca4
+# %% ../../nbs/70_resnet_bk.core.ipynb #a6e28e77
 class BKCoreFunction(torch.autograd.Function):
     "Diagonal of the resolvent of each chain, with its exact gradients: (C, N), (C, N-1) or (C, 1), (C,), (C,), causal -> (2, C, N)."
     @staticmethod
@@ -32,7 +32,7 @@ class BKCoreFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad:Tensor):
-        p, q, G, k = ctx.saved_tensors; w = -torch.complex(grad[0], -grad[1])*G*G; N = w.shape[1]
+        p, q, G, k = ctx.saved_tensors; w = -torch.complex(grad[0], -grad[1])*G*G
         def collect(w, ratio):                                # first to last; ratio[i] from i to i + 1
             out = [w[0]]
             for i in range(1, len(w)): out.append(w[i] + ratio[i-1]*out[-1])
@@ -77,14 +77,14 @@ def fake_quantize(x:Tensor, scale:Tensor)->Tensor:
     "`x` as 8 bits can hold it, differentiable."
     return _Round.apply(x, scale)
 
-# %% ../../nbs/70_resnet_bk.core.ipynb #6ac06f7a
+# %% ../../nbs/70_resnet_bk.core.ipynb #242446f7
 class Bits(nn.Module):
     "Rounding of the core's potential and results to 8 bits."
     def __init__(self): super().__init__(); self.register_buffer("scales", torch.zeros(3))
 
     def forward(self, x:Tensor, i:int)->Tensor: # i: 0 potential, 1 real, 2 imaginary part
         if self.training: self.scales[i] = torch.maximum(self.scales[i], scale_of(x.float()))
-        elif self.scales[i] == 0: raise UserError("This core has no scales yet; train it, or call calibrate_quantization with a sample of potentials.")
+        elif self.scales[i] == 0: return x              # nothing is known yet
         return fake_quantize(x, self.scales[i].clone())
 
 class QuantizedBKCore(nn.Module):
@@ -104,6 +104,7 @@ class QuantizedBKCore(nn.Module):
     def train(self, mode:bool=True)->"QuantizedBKCore": super().train(mode); self.bits.eval(); return self       # scales change by calibration alone
 
     def forward(self, v:Tensor)->Tensor: # (b, N) -> (b, N, 2)
+        if self.bits.scales[0] == 0: raise UserError("This core has no scales yet; call calibrate_quantization with a sample of potentials.")
         if self.n_seq is not None and v.shape[-1] != self.n_seq: raise UserError(f"{v.shape[-1]} potentials came to a core of n_seq = {self.n_seq}; build it for that length, or with n_seq = None.")
         return torch.stack([self.bits(x, i) for i, x in enumerate(self.exact(self.bits(v, 0)), 1)], -1)
 

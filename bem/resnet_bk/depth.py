@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from .block import ResNetBKBlock, ResNetBKConfig, State, aside
 
-# %% ../../nbs/74_resnet_bk.depth.ipynb #547ea0df
+# %% ../../nbs/74_resnet_bk.depth.ipynb #6bd6da0b
 class AdaptiveResNetBKBlock(ResNetBKBlock):
     "A block that also says whether a token is done."
     def __init__(self, c:ResNetBKConfig):
@@ -34,11 +34,11 @@ def forward(self:AdaptiveStack,
     f, out, spent, after = torch.zeros_like(x), torch.zeros_like(x), x.new_zeros(len(x)), []
     price, layers = x.new_zeros(()), 0
     for l, (block, s) in enumerate(zip(self, state or [None]*len(self)), 1):
-        if len(running): f = f.index_copy(0, running, block.layer.think(block.norm(x[running])))
+        if len(running): f = f.index_copy(0, running, block.layer.think(block.norm(x[running])).to(f.dtype))
         mixed, s = block.layer.mix(f.view(shape), s); after.append(s)
         if not len(running): continue
         now = x[running] + f[running] + block.layer.bk_scale*mixed.reshape(-1, shape[-1])[running]; x = x.index_copy(0, running, now)
-        p = block.halt(now)[:, 0].sigmoid(); left = 1 - spent[running]; done = (p >= left - (1 - self.threshold)) | (l == len(self))
+        p = block.halt(now)[:, 0].float().sigmoid().to(x.dtype); left = 1 - spent[running]; done = (p >= left - (1 - self.threshold)) | (l == len(self))
         out = out.index_add(0, running, torch.where(done, left, p)[:, None]*now); spent = spent.index_add(0, running, p)
         price, layers = price + left[done].sum(), layers + len(running)
         running = running[~done]
