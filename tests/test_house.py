@@ -2,7 +2,9 @@
 import ast, json, re, statistics, subprocess, sys
 from pathlib import Path
 import nbformat, papermill, pytest
+from bem.adapters.base import get_variant, list_variants
 from bem.core import ROOT, notebook_code
+from bem.runs import load_profile
 
 NUMBERED = re.compile(r"^(\d\d[a-z]?)_(.+)$")
 CHECK = re.compile(r"\bassert\b|\b(test|assert)_\w+\(|\bexpect_fail\(|\bcheck_grad\w*\(")
@@ -183,3 +185,9 @@ def test_a_new_variant_joins_and_only_meaning_makes_stale(command):
     assert changed.keys() == joined.keys() and not changed.items() & joined.items()      # a module two imports away, everything
 
 def test_the_checkout_was_left_alone(): assert not (Path(ROOT)/"bem"/"adapters"/"toy.py").exists()
+
+@pytest.mark.parametrize("path", sorted((ROOT/"nbs"/"experiments"/"params").glob("profile-*.yml")), ids=lambda p: p.stem)
+def test_a_profile_speaks_of_variants_that_exist(path):
+    p = load_profile(path.stem.removeprefix("profile-")); known = list_variants(peers=True)
+    assert set(p.arms) | set(p.options) <= set(known) and (not p.arms or set(p.options) <= set(p.arms))
+    for v, fields in p.options.items(): get_variant(v, **fields)

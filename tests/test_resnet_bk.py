@@ -9,6 +9,7 @@ from bem.resnet_bk.model import resnet_bk
 from bem.trainer import Trainer, TrainerConfig
 
 TEXT = {"a": [bytes(range(65, 91))*8], "b": [b"0123456789"*20]}
+KINDS = ["nan", "inf", "explode", "spike", "weight"]
 SMALL = dict(d_model=16, n_layer=1, n_seq=16, num_experts=2)
 
 class Faulty(Trainer):
@@ -24,7 +25,8 @@ class Faulty(Trainer):
 @pytest.mark.parametrize("seed", range(100))
 def test_a_run_with_faults_ends_finite_or_says_why(seed):
     random.seed(seed); model = resnet_bk(ResNetBKConfig(**SMALL, heads=1 + seed % 3, form=("scalar", "vector")[seed % 2]), seed)
-    t = Faulty(model, Sampler(TEXT, 16, seed), TrainerConfig(steps=12, batch=4, lr=1e-2)); t.faults = {random.randrange(1, 12): random.choice(["nan", "inf", "explode", "spike", "weight"]) for _ in range(random.randrange(1, 9))}
+    t = Faulty(model, Sampler(TEXT, 16, seed), TrainerConfig(steps=12, batch=4, lr=1e-2))
+    t.faults = {random.randrange(1, 12): random.choice(KINDS) for _ in range(random.randrange(1, 9))}
     try: t.run()
     except RuntimeError as e: assert "every remedy is spent" in str(e); return
     assert all(torch.isfinite(p).all() for p in model.parameters()) or t.faults.get(11) == "weight"
@@ -32,6 +34,8 @@ def test_a_run_with_faults_ends_finite_or_says_why(seed):
     bad = {r.step - 1 for r in t.rows if r.remedy}; assert {s for s, k in t.faults.items() if k in ("nan", "inf", "explode")} <= bad
 
 def test_without_faults_the_monitor_changes_nothing():
-    def run(**kw): m = resnet_bk(ResNetBKConfig(**SMALL), 0); t = Trainer(m, Sampler(TEXT, 16, 0), TrainerConfig(steps=12, batch=4, lr=1e-2, **kw)); t.run(); return m, t
+    def run(**kw):
+        m = resnet_bk(ResNetBKConfig(**SMALL), 0); t = Trainer(m, Sampler(TEXT, 16, 0), TrainerConfig(steps=12, batch=4, lr=1e-2, **kw)); t.run()
+        return m, t
     (a, t), (b, _) = run(), run(stability=None)
     assert not t.monitor.history and all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
