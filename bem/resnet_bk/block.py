@@ -65,7 +65,7 @@ class ResNetBKConfig(Config):
         if self.multiscale and not self.causal: raise ValueError("multiscale hands coarse tokens to later ones only; choose causal = True")
         return self
 
-# %% ../../nbs/73_resnet_bk.block.ipynb #bc9a2a31
+# %% ../../nbs/73_resnet_bk.block.ipynb #3a178b00
 def mixer(c:ResNetBKConfig)->BKMixer|VectorMixer:
     "The mixer that a configuration asks for."
     core = Core(c.gradient, c.grad_blend, c.quantized)
@@ -73,7 +73,7 @@ def mixer(c:ResNetBKConfig)->BKMixer|VectorMixer:
     return BKMixer(c.d_model, c.heads, c.causal, c.v_max, c.eta_min, core, Gaps(c.d_model, c.density) if c.density < 1 else None)
 
 class MoEResNetBKLayer(nn.Module):
-    "Experts, then the mixer of what they say."
+    "Experts, then the mixer of what they say; built from a configuration where the guides pass sizes."
     def __init__(self, c:ResNetBKConfig):
         super().__init__(); self.moe, self.mix, self.bk_scale, self.balance = MoE(c.d_model, c.num_experts, c.hidden, c.routing), mixer(c), nn.Parameter(torch.ones(())), c.balance
 
@@ -89,9 +89,9 @@ class MoEResNetBKLayer(nn.Module):
         f = self.think(h); mixed, state = self.mix(f, state)
         return f + self.bk_scale*mixed, state
 
-# %% ../../nbs/73_resnet_bk.block.ipynb #1f7e3cbf
+# %% ../../nbs/73_resnet_bk.block.ipynb #27fa365f
 class ResNetBKBlock(nn.Module):
-    "Pre-norm residual block."
+    "Pre-norm residual block; built from a configuration where the guides pass sizes."
     def __init__(self, c:ResNetBKConfig): super().__init__(); self.norm, self.layer = nn.LayerNorm(c.d_model), MoEResNetBKLayer(c)
     def forward(self, x:Tensor, state:State|None=None)->tuple[Tensor, State]: # as the layer
         y, state = self.layer(self.norm(x), state)

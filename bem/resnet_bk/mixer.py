@@ -119,7 +119,7 @@ def leading_solve(
         out.append((a, b)); last = a[..., -1, :], b[..., -1, :]
     return tuple(torch.cat(v, -2)[..., :n, :] for v in zip(*out))
 
-# %% ../../nbs/71_resnet_bk.mixer.ipynb #c405b0f0
+# %% ../../nbs/71_resnet_bk.mixer.ipynb #fe9d8599
 class VectorMixer(Potential):
     "Mixes values by the last row of each leading block's resolvent; raises `UserError` where asked to look ahead."
     def __init__(self,
@@ -134,7 +134,7 @@ class VectorMixer(Potential):
     def forward(self, h:Tensor, state:State|None=None)->tuple[Tensor, State]: # as `BKMixer`
         x, y = self.diagonal(h, state); b, t, H = x.shape
         with torch.autocast(h.device.type, enabled=False):
-            u = self.values(h).float().view(b, t, H, -1)*self.chain(h)[3].sqrt()[:, None]
+            u = self.values(h).float().view(b, t, H, -1)*F.softplus(self.damping.float()).sqrt()[:, None]
             re, im = leading_solve(x.transpose(1, 2), y.transpose(1, 2), self.hop.float(), u.transpose(1, 2), None if state is None else state[2:])
         out = torch.cat([re, im], -1).transpose(1, 2).reshape(b, t, -1)
         return self.out(out.to(h.dtype)), (x[:, -1], y[:, -1], re[:, :, -1], im[:, :, -1])
