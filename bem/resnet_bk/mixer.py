@@ -97,7 +97,7 @@ class Gaps(nn.Module):
         if not (self.training and self.weight): return out
         return aside(out, self.weight*(soft.mean() - self.density)**2)
 
-# %% ../../nbs/71_resnet_bk.mixer.ipynb #bd09e275
+# %% ../../nbs/71_resnet_bk.mixer.ipynb #feb8bf63
 def leading_solve(
     x:Tensor, y:Tensor, # (..., n) real and imaginary part of g
     t:Tensor, # broadcasts to (...): hop
@@ -107,12 +107,12 @@ def leading_solve(
 )->tuple[Tensor, Tensor]: # (..., n, s) real and imaginary part of the solution's last entry
     "Solve every leading block of the chain."
     n = u.shape[-2]; more = -n % chunk; cut = lambda v: F.pad(v, (0, more)).unflatten(-1, (-1, chunk))
-    size, turn = .5*torch.log(x*x + y*y), torch.atan2(y, x)                              # of g, and of -t g summed up
-    S, A = cut(size + t[..., None].abs().clamp_min(1e-12).log()).cumsum(-1), cut(turn + math.pi*(t[..., None] > 0)).cumsum(-1)
-    seen = torch.ones(chunk, chunk, dtype=torch.bool, device=u.device).tril()
-    R = (S[..., :, None] - S[..., None, :] + cut(size)[..., None, :]).masked_fill(~seen, -torch.inf).exp(); angle = A[..., :, None] - A[..., None, :] + cut(turn)[..., None, :]
+    size, turn = .5*torch.log(x*x + y*y), torch.atan2(y, x)                              # of g, and of t g summed up
+    S, A = cut(size + t[..., None].abs().clamp_min(1e-12).log()).cumsum(-1), cut(turn).cumsum(-1)
+    seen = torch.ones(chunk, chunk, dtype=torch.bool, device=u.device).tril(); minus = torch.where(t > 0, -1., 1.).to(x.dtype)[..., None]; sign = (minus**torch.arange(chunk, device=u.device))[..., None, :]      # of -t, to every power
+    R = (S[..., :, None] - S[..., None, :] + cut(size)[..., None, :]).masked_fill(~seen, -torch.inf).exp()*sign[..., :, None]*sign[..., None, :]; angle = A[..., :, None] - A[..., None, :] + cut(turn)[..., None, :]
     u = F.pad(u, (0, 0, 0, more)).unflatten(-2, (-1, chunk)); re, im = (R*angle.cos()) @ u, (R*angle.sin()) @ u
-    p, q = (S.exp()*A.cos())[..., None], (S.exp()*A.sin())[..., None]; out = []
+    carry = S.exp()*sign*minus[..., None]; p, q = (carry*A.cos())[..., None], (carry*A.sin())[..., None]; out = []
     for i in range(re.shape[-3]):
         a, b = re[..., i, :, :], im[..., i, :, :]
         if last is not None: c, d = (v[..., None, :] for v in last); a, b = a + p[..., i, :, :]*c - q[..., i, :, :]*d, b + p[..., i, :, :]*d + q[..., i, :, :]*c
