@@ -207,7 +207,7 @@ DAMAGE = {
     "unknown key":             (lambda f: edit(f, config=dict(rnak=3)), "has no key 'rnak'"),
     "wrong type":              (lambda f: edit(f, config=dict(rank="8")), "rank = '8'"),
     "foreign format":          (lambda f: edit(f, format=2), "format 2"),
-    "foreign code":            (lambda f: edit(f, module="os", type="system"), "no adapter that can be read"),
+    "foreign code":            (lambda f: edit(f, module="os", type="system"), "No variant with a system is registered"),
     "another rank":            (lambda f: edit(f, config=dict(rank=3)), "do not fit its adapter_config.json"),
     "another host":            (lambda f: edit(f, host="0"*16), "was trained on the host 0000000000000000")}
 
