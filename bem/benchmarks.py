@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['FLOPsCounter', 'TimingBenchmark', 'MemoryProfiler']
 
-# %% ../nbs/67_benchmarks.ipynb #d20496b5
+# %% ../nbs/67_benchmarks.ipynb #944d4f69
 from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from .core import UserError
 from .cost.memory import saved_bytes
 from .cost.timing import interleave, median_interval
 from .ops.resolvent import FLOPS

@@ -19,7 +19,23 @@ from .core import Core
 from .mixer import BKMixer, Gaps, State, VectorMixer, aside
 from .moe import MoE
 
-# %% ../../nbs/73_resnet_bk.block.ipynb #ab95d2dd
+# %% ../../nbs/73_resnet_bk.block.ipynb #98374c6b
+_RULES = (      # what cannot be, and the sentence for it
+    (lambda c: c.form == "vector" and not c.causal, "the form 'vector' is causal by its nature; choose form = 'scalar' for a two-sided model"),
+    (lambda c: c.form == "vector" and c.density < 1, "gaps are filled in the results of the form 'scalar'; choose it, or density = 1"),
+    (lambda c: c.form == "vector" and c.grad_blend is not None, "the published gradient belongs to the diagonal; choose form = 'scalar', or grad_blend = None"),
+    (lambda c: c.grad_blend is not None and c.gradient != "fused", "grad_blend replaces the gradient, so gradient = '{c.gradient}' would have no effect; choose one"),
+    (lambda c: c.density < 1 and not c.causal, "gaps are filled from the left; choose causal = True, or density = 1"),
+    (lambda c: c.symplectic and c.d_model % 2, "d_model = {c.d_model} does not split into positions and momenta; choose an even one"),
+    (lambda c: c.energy and c.n_layer < 2, "one block has no two energies to compare; choose n_layer = 2 or more"),
+    (lambda c: c.act and c.symplectic, "a token that has stopped would still be moved by the Hamiltonian; choose act or symplectic"),
+    (lambda c: c.act and c.checkpoint, "under act a block's work depends on who has stopped, and is not computed again; choose one"),
+    (lambda c: c.form == "scalar" and c.head_size, "head_size is a matter of the form 'vector'; leave it out"),
+    (lambda c: c.multiscale and c.n_layer < 3, "multiscale needs a block before, within and after the shorter sequence, n_layer = {c.n_layer} are too few; choose at least 3"),
+    (lambda c: c.multiscale and not c.causal, "multiscale hands coarse tokens to later ones only; choose causal = True"),
+)
+
+# %% ../../nbs/73_resnet_bk.block.ipynb #826130c1
 class ResNetBKConfig(Config):
     "Shape of the model."
     vocab_size:int = Field(VOCAB, ge=2)
@@ -51,18 +67,8 @@ class ResNetBKConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self):
-        if self.form == "vector" and not self.causal: raise ValueError("the form 'vector' is causal by its nature; choose form = 'scalar' for a two-sided model")
-        if self.form == "vector" and self.density < 1: raise ValueError("gaps are filled in the results of the form 'scalar'; choose it, or density = 1")
-        if self.form == "vector" and self.grad_blend is not None: raise ValueError("the published gradient belongs to the diagonal; choose form = 'scalar', or grad_blend = None")
-        if self.grad_blend is not None and self.gradient != "fused": raise ValueError(f"grad_blend replaces the gradient, so gradient = '{self.gradient}' would have no effect; choose one")
-        if self.density < 1 and not self.causal: raise ValueError("gaps are filled from the left; choose causal = True, or density = 1")
-        if self.symplectic and self.d_model % 2: raise ValueError(f"d_model = {self.d_model} does not split into positions and momenta; choose an even one")
-        if self.energy and self.n_layer < 2: raise ValueError("one block has no two energies to compare; choose n_layer = 2 or more")
-        if self.act and self.symplectic: raise ValueError("a token that has stopped would still be moved by the Hamiltonian; choose act or symplectic")
-        if self.act and self.checkpoint: raise ValueError("under act a block's work depends on who has stopped, and is not computed again; choose one")
-        if self.form == "scalar" and self.head_size: raise ValueError("head_size is a matter of the form 'vector'; leave it out")
-        if self.multiscale and self.n_layer < 3: raise ValueError(f"multiscale needs a block before, within and after the shorter sequence, n_layer = {self.n_layer} are too few; choose at least 3")
-        if self.multiscale and not self.causal: raise ValueError("multiscale hands coarse tokens to later ones only; choose causal = True")
+        for excluded, sentence in _RULES:
+            if excluded(self): raise ValueError(sentence.format(c=self))
         return self
 
 # %% ../../nbs/73_resnet_bk.block.ipynb #3a178b00

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['dispatch', 'collect', 'MoE']
 
-# %% ../../nbs/72_resnet_bk.moe.ipynb #8aafb7e9
-import math
+# %% ../../nbs/72_resnet_bk.moe.ipynb #53daeda5
 from typing import Literal
 import torch
 import torch.nn as nn

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['MultiScaleResNetBKBlock', 'u_net']
 
-# %% ../../nbs/75_resnet_bk.scale.ipynb #99d8bc8c
+# %% ../../nbs/75_resnet_bk.scale.ipynb #8ff5630d
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 from ..core import UserError
 from .block import ResNetBKBlock, ResNetBKConfig, Stack
