@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..core import UserError
 from .hadamard import block_fwht
 from .lowrank import generated_update, write
+from .resolvent import numba_threads
 
 # %% ../../nbs/16_ops.masked.ipynb #26dede6c
 def k_hot(
@@ -141,7 +142,8 @@ def _gathered(x:Tensor, base:Tensor, Vt:Tensor, Ut:Tensor, logits:Tensor, k:int,
     n, s, y = len(args[0]), args[0].dtype.type(s), out.numpy().reshape(-1, out.shape[-1])
     parts = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, n//64)
     if parts < 2: _tokens(*args, k, s, y, 0, n)
-    else: numba.set_num_threads(parts); _spread(*args, k, s, y, parts)
+    else:
+        with numba_threads(parts): _spread(*args, k, s, y, parts)
     return out
 
 @_gathered.register_fake

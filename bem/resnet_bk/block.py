@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ResNetBKConfig', 'mixer', 'MoEResNetBKLayer', 'ResNetBKBlock', 'Stack']
 
-# %% ../../nbs/73_resnet_bk.block.ipynb #c9054360
+# %% ../../nbs/73_resnet_bk.block.ipynb #03879af0
 from collections.abc import Iterable
 from typing import Literal
 import torch
@@ -16,26 +16,26 @@ from torch.utils.checkpoint import checkpoint
 from ..core import Config
 from ..data import VOCAB
 from .core import Core
-from .mixer import BKMixer, Gaps, State, VectorMixer, aside
+from .mixer import BKMixer, Gaps, MatrixMixer, State, VectorMixer, aside
 from .moe import MoE
 
-# %% ../../nbs/73_resnet_bk.block.ipynb #98374c6b
+# %% ../../nbs/73_resnet_bk.block.ipynb #133bdc3c
 _RULES = (      # what cannot be, and the sentence for it
-    (lambda c: c.form == "vector" and not c.causal, "the form 'vector' is causal by its nature; choose form = 'scalar' for a two-sided model"),
-    (lambda c: c.form == "vector" and c.density < 1, "gaps are filled in the results of the form 'scalar'; choose it, or density = 1"),
-    (lambda c: c.form == "vector" and c.grad_blend is not None, "the published gradient belongs to the diagonal; choose form = 'scalar', or grad_blend = None"),
+    (lambda c: c.form != "scalar" and not c.causal, "the form '{c.form}' is causal by its nature; choose form = 'scalar' for a two-sided model"),
+    (lambda c: c.form != "scalar" and c.density < 1, "gaps are filled in the results of the form 'scalar'; choose it, or density = 1"),
+    (lambda c: c.form != "scalar" and c.grad_blend is not None, "the published gradient belongs to the diagonal; choose form = 'scalar', or grad_blend = None"),
     (lambda c: c.grad_blend is not None and c.gradient != "fused", "grad_blend replaces the gradient, so gradient = '{c.gradient}' would have no effect; choose one"),
     (lambda c: c.density < 1 and not c.causal, "gaps are filled from the left; choose causal = True, or density = 1"),
     (lambda c: c.symplectic and c.d_model % 2, "d_model = {c.d_model} does not split into positions and momenta; choose an even one"),
     (lambda c: c.energy and c.n_layer < 2, "one block has no two energies to compare; choose n_layer = 2 or more"),
     (lambda c: c.act and c.symplectic, "a token that has stopped would still be moved by the Hamiltonian; choose act or symplectic"),
     (lambda c: c.act and c.checkpoint, "under act a block's work depends on who has stopped, and is not computed again; choose one"),
-    (lambda c: c.form == "scalar" and c.head_size, "head_size is a matter of the form 'vector'; leave it out"),
+    (lambda c: c.form == "scalar" and c.head_size, "head_size is a matter of the forms 'vector' and 'matrix'; leave it out"),
     (lambda c: c.multiscale and c.n_layer < 3, "multiscale needs a block before, within and after the shorter sequence, n_layer = {c.n_layer} are too few; choose at least 3"),
     (lambda c: c.multiscale and not c.causal, "multiscale hands coarse tokens to later ones only; choose causal = True"),
 )
 
-# %% ../../nbs/73_resnet_bk.block.ipynb #826130c1
+# %% ../../nbs/73_resnet_bk.block.ipynb #e4bdfc0e
 class ResNetBKConfig(Config):
     "Shape of the model."
     vocab_size:int = Field(VOCAB, ge=2)
@@ -46,9 +46,9 @@ class ResNetBKConfig(Config):
     hidden:int = Field(0, ge=0)                     # width within an expert; 0 for twice d_model
     routing:Literal["switch", "gumbel"] = "switch"  # how the gate learns
     balance:float = Field(.01, ge=0)                # weight of the load-balance loss, per layer
-    form:Literal["scalar", "vector"] = "scalar"     # what is mixed: the diagonal, or values
+    form:Literal["scalar", "vector", "matrix"] = "scalar"   # what is mixed: the diagonal, values, or values by keys
     heads:int = Field(1, ge=1)                      # potentials per token
-    head_size:int = Field(0, ge=0)                  # values per head of the vector form; 0 for d_model/heads
+    head_size:int = Field(0, ge=0)                  # entries per head of values and keys; 0 for d_model/heads
     causal:bool = True                              # False for denoising and classification only
     positions:bool = True                           # learned position embeddings; without them any length is accepted
     v_max:float = Field(3., gt=0)                   # bound of the potential
@@ -71,11 +71,11 @@ class ResNetBKConfig(Config):
             if excluded(self): raise ValueError(sentence.format(c=self))
         return self
 
-# %% ../../nbs/73_resnet_bk.block.ipynb #3a178b00
-def mixer(c:ResNetBKConfig)->BKMixer|VectorMixer:
+# %% ../../nbs/73_resnet_bk.block.ipynb #4b8fc6a5
+def mixer(c:ResNetBKConfig)->BKMixer|VectorMixer|MatrixMixer:
     "The mixer that a configuration asks for."
     core = Core(c.gradient, c.grad_blend, c.quantized)
-    if c.form == "vector": return VectorMixer(c.d_model, c.heads, c.head_size, v_max=c.v_max, eta_min=c.eta_min, core=core)
+    if c.form != "scalar": return (VectorMixer if c.form == "vector" else MatrixMixer)(c.d_model, c.heads, c.head_size, v_max=c.v_max, eta_min=c.eta_min, core=core)
     return BKMixer(c.d_model, c.heads, c.causal, c.v_max, c.eta_min, core, Gaps(c.d_model, c.density) if c.density < 1 else None)
 
 class MoEResNetBKLayer(nn.Module):
