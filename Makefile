@@ -19,8 +19,9 @@ $(READY): lock/requirements.txt pyproject.toml
 	$(IN) pip install -q --disable-pip-version-check -r lock/requirements.txt && pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $(READY)
 
-paper: $(READY)  ## everything of a profile: corpus, base, runs, report
+paper: $(READY)  ## everything of a profile: corpus, base, runs, report; of laptop and paper the language models too
 	@$(BATCH) || $(BUSY)
+	@if [ -e nbs/experiments/params/lm-$(PROFILE).yml ]; then $(MAKE) --no-print-directory paper PROFILE=lm-$(PROFILE); fi
 
 tune: $(READY)  ## learning-rate sweep of a profile; commit reports/tune afterwards
 	@$(BATCH) only=sweep -- sweep || $(BUSY)
@@ -32,9 +33,14 @@ figures: PROFILE = paper
 figures: report  ## every figure and table of the committed records, no training
 
 report: $(READY)  ## paper notebooks of a profile, from its records
+ifneq (,$(filter lm-%,$(PROFILE)))
+	@$(MAKE) --no-print-directory PROFILE=$(PROFILE) report-95_language_model
+	@echo "Open 95_language_model.html in reports/$(PROFILE)"
+else
 	@$(MAKE) --no-print-directory -j2 PROFILE=$(PROFILE) report-90_statistics report-91_pareto report-92_routing
 	@$(MAKE) --no-print-directory PROFILE=$(PROFILE) report-93_claims
 	@echo "Open 90_statistics.html, 91_pareto.html, 92_routing.html and 93_claims.html in reports/$(PROFILE)"
+endif
 
 report-%: $(READY)
 	@mkdir -p reports/_failed reports/$(PROFILE) && $(IN) \

@@ -2,16 +2,19 @@
 # A record's file name ends in the hash of its configuration, data and code, so existence alone decides what is left to do.
 import os
 from bem.core import ROOT, cache_dir, code_hash, digest
-from bem.runs import REPORTS, TEMPLATE, batch, load_profile, data_hash, resolve, sweep
+from bem.runs import REPORTS, data_hash
 from bem.train import base_key
 
 workdir: ROOT
 PROFILE = config.get("profile", "laptop")
-PAPER = ["90_statistics", "91_pareto", "92_routing", "93_claims"]
+if PROFILE.startswith("lm-"): from bem.lm import TEMPLATE, batch, load_profile, resolve, sweep         # language models learn from nothing, so they wait for the corpus alone
+else: from bem.runs import TEMPLATE, batch, load_profile, resolve, sweep
+PAPER = ["95_language_model"] if PROFILE.startswith("lm-") else ["90_statistics", "91_pareto", "92_routing", "93_claims"]
 relative = lambda path: os.path.relpath(path, ROOT)
 
 p = load_profile(PROFILE)
-BASE = relative(cache_dir()/f"base-{base_key(p.host, p.pretrain, data_hash('default'))}.safetensors")
+CORPUS = relative(cache_dir()/f".corpus-{data_hash('default')}")
+BASE = CORPUS if PROFILE.startswith("lm-") else relative(cache_dir()/f"base-{base_key(p.host, p.pretrain, data_hash('default'))}.safetensors")
 WANTED = str(config.get("only", "runs"))
 RUNS = {relative(r.path): r.tuned() for r in map(resolve, batch(PROFILE))} if WANTED == "runs" else {}
 TRIALS = {relative(r.path): r for r in map(resolve, sweep(PROFILE))} if WANTED == "sweep" else {}
@@ -46,10 +49,11 @@ rule sweep:
     input: list(TRIALS)
 
 rule data:
-    output: touch(relative(cache_dir()/f".corpus-{data_hash('default')}"))
+    output: touch(CORPUS)
     shell: "python -c 'from bem.data import load_corpus; load_corpus()'"
 
-rule base:
+if BASE != CORPUS:
+  rule base:
     input: ancient(rules.data.output)
     output: BASE
     threads: 2

@@ -85,7 +85,8 @@ def trainer(self:ConfigurableResNetBK,
             seed:int=0,
             teacher:nn.Module|None=None, # of a distillation
             reference:nn.Module|None=None, # whose losses order a curriculum
-            folder=None
+            folder=None,
+            validate=None # nats per token of validation text
            )->Trainer:
     "The trainer that the switches ask for; raises `UserError` if a teacher or a reference is missing, or would have no effect."
     s, c = self.system, self.config
@@ -97,7 +98,7 @@ def trainer(self:ConfigurableResNetBK,
     if s.curriculum: sampler = Curriculum(sampler, lambda y: window_scores(reference, y), config.steps)
     if s.active_learning: sampler = Active(sampler, self)
     if s.mixed_precision: config = config.model_copy(update=dict(precision="bf16"))
-    return (CachingTrainer if s.gradient_caching else Trainer)(self, sampler, config, folder, objective=with_teacher(teacher) if s.distillation else None)
+    return (CachingTrainer if s.gradient_caching else Trainer)(self, sampler, config, folder, validate, objective=with_teacher(teacher) if s.distillation else None)
 
 @patch
 def fit(self:ConfigurableResNetBK, *args, **kw)->list[TrainingMetrics]:
