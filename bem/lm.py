@@ -19,7 +19,7 @@ from .resnet_bk.model import parameter_count, resnet_bk
 from .resnet_bk.presets import BKSystemConfig, ConfigurableResNetBK, PRESETS
 from .runs import PARAMS, Run, RunSpec, Tune, check_seal, data_hash, load_plan, load_plans, runs_of, tuned_lr
 
-# %% ../nbs/79a_lm.ipynb #9497815a
+# %% ../nbs/79a_lm.ipynb #3aedb722
 class Arm(Config):
     "A model of the study."
     peer:str = ""               # name in `bem.lm_peers`; empty for ResNet-BK
@@ -35,8 +35,9 @@ class Arm(Config):
 _fused = dict(analytic_gradient=True, cuda_kernels=True)         # the exact gradient by the fastest way that the device has; the same numbers as without
 SWITCHES = ["koopman", "physics_informed", "quantization", "pruning", "distillation", "mixed_precision", "act", "multiscale", "learned_sparsity", "curriculum", "active_learning", "gradient_caching"]
 ARMS:dict[str, Arm] = {**{n: Arm(peer=n) for n in PEERS},
-    "bk-published": Arm(), "bk-tokenwise": Arm(mixing=False), "bk-blend": Arm(model=dict(grad_blend=.5)), "bk-dense": Arm(model=dict(num_experts=1)), "bk-heads": Arm(model=dict(heads=8)), "bk-vector": Arm(model=dict(form="vector", heads=8)),
-    "bk-matrix": Arm(model=dict(form="matrix", heads=8)),
+    "bk-published": Arm(), "bk-tokenwise": Arm(mixing=False), "bk-blend": Arm(model=dict(grad_blend=.5)), "bk-dense": Arm(model=dict(num_experts=1)),
+    "bk-free": Arm(model=dict(positions=False)), "bk-heads": Arm(model=dict(positions=False, heads=8)), "bk-vector": Arm(model=dict(positions=False, heads=8, form="vector")), "bk-matrix": Arm(model=dict(positions=False, heads=8, form="matrix")),
+    "bk-best": Arm(model=dict(positions=False, heads=8, form="matrix", num_experts=1, separate=True, v_gain=.03, eta_min=.001)),
     **{f"switch-{s}": Arm(system={**_fused, s: True}) for s in SWITCHES}, "switch-no-moe": Arm(system=dict(**_fused, moe=False)), "switch-full": Arm(system=PRESETS["FULL"].model_dump(exclude_unset=True))}
 
 # %% ../nbs/79a_lm.ipynb #c98f82e0

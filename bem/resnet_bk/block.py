@@ -30,6 +30,7 @@ _RULES = (      # what cannot be, and the sentence for it
     (lambda c: c.energy and c.n_layer < 2, "one block has no two energies to compare; choose n_layer = 2 or more"),
     (lambda c: c.act and c.symplectic, "a token that has stopped would still be moved by the Hamiltonian; choose act or symplectic"),
     (lambda c: c.act and c.checkpoint, "under act a block's work depends on who has stopped, and is not computed again; choose one"),
+    (lambda c: c.act and c.separate, "under act a token that has stopped still speaks through what it thought, which separate leaves out; choose one"),
     (lambda c: c.form == "scalar" and c.head_size, "head_size is a matter of the forms 'vector' and 'matrix'; leave it out"),
     (lambda c: c.multiscale and c.n_layer < 3, "multiscale needs a block before, within and after the shorter sequence, n_layer = {c.n_layer} are too few; choose at least 3"),
     (lambda c: c.multiscale and not c.causal, "multiscale hands coarse tokens to later ones only; choose causal = True"),
@@ -49,9 +50,11 @@ class ResNetBKConfig(Config):
     form:Literal["scalar", "vector", "matrix"] = "scalar"   # what is mixed: the diagonal, values, or values by keys
     heads:int = Field(1, ge=1)                      # potentials per token
     head_size:int = Field(0, ge=0)                  # entries per head of values and keys; 0 for d_model/heads
+    separate:bool = False                           # the mixer has a residual branch of its own, before the experts
     causal:bool = True                              # False for denoising and classification only
     positions:bool = True                           # learned position embeddings; without them any length is accepted
     v_max:float = Field(3., gt=0)                   # bound of the potential
+    v_gain:float = Field(1., gt=0)                  # how strongly potentials act; a weak one localises less, so that memories reach further
     eta_min:float = Field(.02, gt=0, le=1)          # least damping of a head at first
     gradient:Literal["fused", "adjoint", "autograd"] = "fused"   # way to the exact gradient of the core
     grad_blend:float|None = Field(None, ge=0, le=1) # the published gradient in place of the exact one, for research
@@ -75,8 +78,8 @@ class ResNetBKConfig(Config):
 def mixer(c:ResNetBKConfig)->BKMixer|VectorMixer|MatrixMixer:
     "The mixer that a configuration asks for."
     core = Core(c.gradient, c.grad_blend, c.quantized)
-    if c.form != "scalar": return (VectorMixer if c.form == "vector" else MatrixMixer)(c.d_model, c.heads, c.head_size, v_max=c.v_max, eta_min=c.eta_min, core=core)
-    return BKMixer(c.d_model, c.heads, c.causal, c.v_max, c.eta_min, core, Gaps(c.d_model, c.density) if c.density < 1 else None)
+    if c.form != "scalar": return (VectorMixer if c.form == "vector" else MatrixMixer)(c.d_model, c.heads, c.head_size, v_max=c.v_max, v_gain=c.v_gain, eta_min=c.eta_min, core=core)
+    return BKMixer(c.d_model, c.heads, c.causal, c.v_max, c.v_gain, c.eta_min, core, Gaps(c.d_model, c.density) if c.density < 1 else None)
 
 class MoEResNetBKLayer(nn.Module):
     "Experts, then the mixer of what they say; built from a configuration where the guides pass sizes."
@@ -98,10 +101,13 @@ class MoEResNetBKLayer(nn.Module):
 # %% ../../nbs/73_resnet_bk.block.ipynb #27fa365f
 class ResNetBKBlock(nn.Module):
     "Pre-norm residual block; built from a configuration where the guides pass sizes."
-    def __init__(self, c:ResNetBKConfig): super().__init__(); self.norm, self.layer = nn.LayerNorm(c.d_model), MoEResNetBKLayer(c)
+    def __init__(self, c:ResNetBKConfig):
+        super().__init__(); self.norm, self.layer = nn.LayerNorm(c.d_model), MoEResNetBKLayer(c)
+        self.before = nn.LayerNorm(c.d_model) if c.separate else None
     def forward(self, x:Tensor, state:State|None=None)->tuple[Tensor, State]: # as the layer
-        y, state = self.layer(self.norm(x), state)
-        return x + y, state
+        if self.before is None: y, state = self.layer(self.norm(x), state); return x + y, state
+        y, state = self.layer.mix(self.before(x), state); x = x + self.layer.bk_scale*y
+        return x + self.layer.think(self.norm(x)), state
 
 class Stack(nn.ModuleList):
     "Blocks, or what behaves like one, after each other; with `checkpoint` the backward pass computes them again."

@@ -26,17 +26,18 @@ class Potential(nn.Module):
                  heads:int=1, # potentials per token
                  causal:bool=True, # False mixes both ways: for denoising and classification only
                  v_max:float=3., # bound of the potential
+                 v_gain:float=1., # factor of it; the smaller, the less a token can localise what it hears
                  eta_min:float=.02, # least damping of a further head
                  core:Core|None=None): # which gradient, how many bits; None for the exact one in float32
         super().__init__()
         if heads < 1: raise UserError(f"heads = {heads} mixes nothing; choose at least 1.")
-        self.causal, self.v_max, self.potential, self.core = causal, v_max, nn.Linear(d_model, heads), core or Core()
+        self.causal, self.v_max, self.v_gain, self.potential, self.core = causal, v_max, v_gain, nn.Linear(d_model, heads), core or Core()
         eta = torch.logspace(0, math.log10(max(eta_min, .3**(heads - 1))), heads)
         self.energy, self.hop, self.damping = nn.Parameter(torch.zeros(heads)), nn.Parameter(torch.ones(heads)), nn.Parameter(torch.log(torch.expm1(eta)))
 
     def chain(self, h:Tensor)->tuple[Tensor, Tensor, Tensor, Tensor]: # (..., d) -> (..., H) potential; (H,) squared hop, energy, damping
         "What the core takes, in float32 whatever the precision around it."
-        v = self.core.potential(self.v_max*torch.tanh(self.potential(h).float()/self.v_max))
+        v = self.core.potential(self.v_gain*self.v_max*torch.tanh(self.potential(h).float()/self.v_max))
         return v - 2, self.hop.float()**2, self.energy.float(), F.softplus(self.damping.float())
 
     def diagonal(self, h:Tensor, state:State|None)->tuple[Tensor, Tensor]: # (b, t, d), two of (b, H) -> two of (b, t, H)
@@ -51,8 +52,8 @@ class Potential(nn.Module):
 
 class BKMixer(Potential):
     "Mixes by the diagonal itself: one number in and two out, per head."
-    def __init__(self, d_model:int, heads:int=1, causal:bool=True, v_max:float=3., eta_min:float=.02, core:Core|None=None, gaps:"Gaps|None"=None):
-        super().__init__(d_model, heads, causal, v_max, eta_min, core); self.out, self.gaps = nn.Linear(2*heads, d_model), gaps
+    def __init__(self, d_model:int, heads:int=1, causal:bool=True, v_max:float=3., v_gain:float=1., eta_min:float=.02, core:Core|None=None, gaps:"Gaps|None"=None):
+        super().__init__(d_model, heads, causal, v_max, v_gain, eta_min, core); self.out, self.gaps = nn.Linear(2*heads, d_model), gaps
 
     def forward(self,
                 h:Tensor, # (b, t, d)
@@ -136,8 +137,8 @@ class VectorMixer(Potential):
                  d_model:int, # width
                  heads:int=4, # potentials per token
                  size:int=0, # values per head; 0 for d_model/heads
-                 causal:bool=True, v_max:float=3., eta_min:float=.02, core:Core|None=None):
-        super().__init__(d_model, heads, causal, v_max, eta_min, core); self.size = size or max(1, d_model//heads)
+                 causal:bool=True, v_max:float=3., v_gain:float=1., eta_min:float=.02, core:Core|None=None):
+        super().__init__(d_model, heads, causal, v_max, v_gain, eta_min, core); self.size = size or max(1, d_model//heads)
         if not causal: raise UserError("The vector form solves what came before a token, so it is causal; choose the form 'scalar' for a two-sided mixer.")
         self.values, self.out = nn.Linear(d_model, heads*self.size), nn.Linear(2*heads*self.size, d_model)
 
@@ -174,8 +175,8 @@ class MatrixMixer(Potential):
                  d_model:int, # width
                  heads:int=4, # potentials per token
                  size:int=0, # of queries, keys and values per head; 0 for d_model/heads
-                 causal:bool=True, v_max:float=3., eta_min:float=.02, core:Core|None=None):
-        super().__init__(d_model, heads, causal, v_max, eta_min, core); self.size = size or max(1, d_model//heads)
+                 causal:bool=True, v_max:float=3., v_gain:float=1., eta_min:float=.02, core:Core|None=None):
+        super().__init__(d_model, heads, causal, v_max, v_gain, eta_min, core); self.size = size or max(1, d_model//heads)
         if not causal: raise UserError("The matrix form solves what came before a token, so it is causal; choose the form 'scalar' for a two-sided mixer.")
         self.reads, self.out, self.phase = nn.Linear(d_model, 4*heads*self.size), nn.Linear(heads*self.size, d_model), nn.Parameter(torch.zeros(heads))
 
