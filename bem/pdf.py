@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .core import UserError, atomic_write
 from .figures import STYLE
 
-# %% ../nbs/57_pdf.ipynb #769deb96
+# %% ../nbs/57_pdf.ipynb #3c510794
 Part = str|pd.DataFrame|Figure|tuple[pd.DataFrame|Figure, str]
 
 def _quoted(s:object)->str: return "#" + json.dumps(str(s), ensure_ascii=False)      # the escapes of JSON are among those of typst
@@ -31,7 +31,7 @@ def markup(title:str, parts:list[Part], folder:Path)->str:
         if isinstance(body, str): out.append(f"== {_quoted(body[2:])}" if body.startswith("# ") else _quoted(body)); continue
         if isinstance(body, Figure):
             with matplotlib.rc_context(STYLE): body.savefig(folder/f"{i}.svg", metadata={"Date": None, "Creator": "bem"}, bbox_inches="tight")
-        what = f'image("{i}.svg", width: 100%)' if isinstance(body, Figure) else _table(body)
+        what = f'image("{i}.svg", width: {min(6.6, body.get_figwidth()):.2f}in)' if isinstance(body, Figure) else _table(body)
         out.append(f"#figure({what}{f', caption: [{_quoted(caption)}]' if caption else ''})")
     return "\n\n".join(out)
 

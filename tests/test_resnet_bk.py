@@ -3,9 +3,12 @@ import math
 import random
 import pytest
 import torch
+import torch.nn.functional as F
 from bem.data import Sampler
+from bem.host import future_leak
 from bem.resnet_bk.block import ResNetBKConfig
-from bem.resnet_bk.model import resnet_bk
+from bem.resnet_bk.model import ResNetBKEncoder, resnet_bk
+from bem.resnet_bk.presets import PRESETS, ConfigurableResNetBK
 from bem.trainer import Trainer, TrainerConfig
 
 TEXT = {"a": [bytes(range(65, 91))*8], "b": [b"0123456789"*20]}
@@ -24,7 +27,7 @@ class Faulty(Trainer):
 
 @pytest.mark.parametrize("seed", range(100))
 def test_a_run_with_faults_ends_finite_or_says_why(seed):
-    random.seed(seed); model = resnet_bk(ResNetBKConfig(**SMALL, heads=1 + seed % 3, form=("scalar", "vector")[seed % 2]), seed)
+    random.seed(seed); model = resnet_bk(ResNetBKConfig(**SMALL, heads=1 + seed % 3, form=("scalar", "vector", "matrix")[seed % 3]), seed)
     t = Faulty(model, Sampler(TEXT, 16, seed), TrainerConfig(steps=12, batch=4, lr=1e-2))
     t.faults = {random.randrange(1, 12): random.choice(KINDS) for _ in range(random.randrange(1, 9))}
     try: t.run()
@@ -39,3 +42,21 @@ def test_without_faults_the_monitor_changes_nothing():
         return m, t
     (a, t), (b, _) = run(), run(stability=None)
     assert not t.monitor.history and all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+def below_the_floor(m, steps):
+    "Train on tokens drawn evenly from 16, which cannot be predicted, and say whether fresh ones are."
+    opt = torch.optim.Adam(m.parameters(), 3e-3); draw = lambda n: torch.randint(0, 16, (n, 25))
+    for _ in range(steps):
+        ids = draw(16); F.cross_entropy(m(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward(); opt.step(); opt.zero_grad(set_to_none=True)
+    m.eval(); ids = draw(256)
+    with torch.no_grad(): loss = F.cross_entropy(m(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return bool(loss.mean() < math.log(16) - 3*loss.std()/len(loss)**.5)
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_reads_the_future(name):
+    torch.manual_seed(0); m = ConfigurableResNetBK(PRESETS[name].model_copy(update=dict(vocab_size=16, d_model=16, n_seq=24)))
+    assert not below_the_floor(m, 150)
+    ids = torch.randint(0, 15, (2, 24)); assert all(future_leak(m, ids, t) < 1e-5 for t in range(1, 24, 5))
+
+def test_the_floor_finds_a_model_that_does():
+    torch.manual_seed(0); assert below_the_floor(ResNetBKEncoder(ResNetBKConfig(vocab_size=16, d_model=16, n_layer=2, n_seq=24, heads=4, causal=False)), 400)
