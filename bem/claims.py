@@ -27,7 +27,7 @@ from .runs import PARAMS
 class Part(Config):
     "One number of a claim, and who answers it."
     accepts:list[float|None]|Literal[True]    # [low, high], None for open; True for a property
-    by:str = ""                               # a measure; empty if there is none
+    by:str = ""                               # a measure, with its module if that is not this one; empty if there is none
     of:dict[str, str] = {}                    # its arguments
 
 class Claim(Config):
@@ -131,8 +131,10 @@ def measure(f:Callable)->Callable: # unchanged
 
 def measured(p:Part, artefacts:Artefacts)->Measurement|None:
     "What answers a part; raises `UserError` for a measure that does not exist."
-    if p.by and p.by not in _measures: raise UserError(f"There is no measure '{p.by}'; the measures are {', '.join(sorted(_measures))}.")
-    return _measures[p.by](artefacts, **p.of) if p.by else None
+    module, _, name = p.by.rpartition(".")
+    if module: importlib.import_module(module)                # which registers its measures
+    if p.by and name not in _measures: raise UserError(f"There is no measure '{p.by}'; the measures are {', '.join(sorted(_measures))}.")
+    return _measures[name](artefacts, **p.of) if p.by else None
 
 # %% ../nbs/56_claims.ipynb #3e76a604
 def _lines(cell:dict)->int: s = "".join(cell["source"]); return 0 if re.search(r"^#\|\s*export", s, re.M) else len(s.splitlines())
