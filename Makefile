@@ -36,6 +36,9 @@ report: $(READY)  ## paper notebooks of a profile, from its records
 ifneq (,$(filter lm-%,$(PROFILE)))
 	@$(MAKE) --no-print-directory PROFILE=$(PROFILE) report-95_language_model
 	@echo "Open 95_language_model.html in reports/$(PROFILE)"
+else ifeq (tasks,$(PROFILE))
+	@$(MAKE) --no-print-directory PROFILE=tasks report-96_tasks
+	@echo "Open 96_tasks.html in reports/tasks"
 else
 	@$(MAKE) --no-print-directory -j2 PROFILE=$(PROFILE) report-90_statistics report-91_pareto report-92_routing
 	@$(MAKE) --no-print-directory PROFILE=$(PROFILE) report-93_claims

@@ -2,20 +2,20 @@
 # A record's file name ends in the hash of its configuration, data and code, so existence alone decides what is left to do.
 import os
 from bem.core import ROOT, cache_dir, code_hash, digest
-from bem.runs import REPORTS, data_hash
+from bem.runs import REPORTS, TEMPLATE, batch, data_hash, load_profile, resolve, sweep
 from bem.train import base_key
 
 workdir: ROOT
 PROFILE = config.get("profile", "laptop")
-if PROFILE.startswith("lm-"): from bem.lm import TEMPLATE, batch, load_profile, resolve, sweep         # language models learn from nothing, so they wait for the corpus alone
-else: from bem.runs import TEMPLATE, batch, load_profile, resolve, sweep
-PAPER = ["95_language_model"] if PROFILE.startswith("lm-") else ["90_statistics", "91_pareto", "92_routing", "93_claims"]
+WANTED = str(config.get("only", "runs"))
+PAPER = ["90_statistics", "91_pareto", "92_routing", "93_claims"]
+if PROFILE.startswith("lm-"): PAPER = ["95_language_model"]; from bem.lm import TEMPLATE, batch, load_profile, resolve, sweep         # language models learn from nothing, so they wait for the corpus alone
+if PROFILE == "tasks" and WANTED == "runs": PAPER = ["96_tasks"]; from bem.task_runs import TEMPLATE, batch, resolve                # tuned on text, as any profile
 relative = lambda path: os.path.relpath(path, ROOT)
 
 p = load_profile(PROFILE)
 CORPUS = relative(cache_dir()/f".corpus-{data_hash('default')}")
 BASE = CORPUS if PROFILE.startswith("lm-") else relative(cache_dir()/f"base-{base_key(p.host, p.pretrain, data_hash('default'))}.safetensors")
-WANTED = str(config.get("only", "runs"))
 RUNS = {relative(r.path): r.tuned() for r in map(resolve, batch(PROFILE))} if WANTED == "runs" else {}
 TRIALS = {relative(r.path): r for r in map(resolve, sweep(PROFILE))} if WANTED == "sweep" else {}
 
@@ -32,7 +32,8 @@ onstart:
 def arguments(wildcards, output):
     "What the template is told: the parts of a run that a user would say."
     s = {**RUNS, **TRIALS}[output[0]].spec
-    return f"-p profile {s.profile} -p variant {s.variant} -p seed {s.seed} -p lr {s.lr:g} -p tune {s.tune} -p out '{ROOT/output[0]}'"
+    task = f"-p task {s.task} " if hasattr(s, "task") else ""
+    return f"{task}-p profile {s.profile} -p variant {s.variant} -p seed {s.seed} -p lr {s.lr:g} -p tune {s.tune} -p out '{ROOT/output[0]}'"
 
 rule report:
     input: STAMP

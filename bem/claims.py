@@ -7,7 +7,7 @@ __all__ = ['LEDGER', 'Verdict', 'CHECKS', 'NO_VARIANTS', 'Part', 'Claim', 'load_
            'read_json', 'Artefacts', 'measure', 'measured', 'lines_of_code', 'tested_files', 'coverage', 'default',
            'proved', 'simulated_coverage', 'simulated_fdp', 'dearest', 'memory_over_lora', 'slowest', 'slowdown',
            'latency_overhead', 'memory_overhead', 'parameter_overhead', 'anchor_parameters', 'anchor_flops', 'gain',
-           'best_gain', 'no_loss', 'chunk_hits', 'plain', 'answer', 'ledger']
+           'task_gain', 'best_gain', 'no_loss', 'chunk_hits', 'plain', 'answer', 'ledger']
 
 # %% ../nbs/56_claims.ipynb #23b4675b
 import ast, importlib, inspect, json, re
@@ -272,18 +272,24 @@ def anchor_flops(a:Artefacts)->Measurement|None:
     b = a.benches.get("hub", {}); return Measurement(value=2*b["budget"], evidence=f"two for each of LoRA's {b['budget']} parameters; of the host with it nothing is said in the claim") if b else None
 
 # %% ../nbs/56_claims.ipynb #66613e9e
-def _effect(a:Artefacts, c:Comparison|None, say:str="")->Measurement|None:
+def _effect(a:Artefacts, c:Comparison|None, say:str="", where:str="")->Measurement|None:
     "A judged comparison as a measurement in percent of the baseline."
     if c is None: return None
     f = 100/abs(c.baseline_mean); tested = c.side != "non-inferior"
     return Measurement(value=f*c.effect, ci=[f*c.ci_low, f*c.ci_high], p=c.p_adjusted if tested else None, mde=f*c.mde if tested and c.mde else None, exploratory=c.exploratory, hardware=a.hardware,
-                       evidence=f"{say}{c.variant} against {c.baseline} on {c.slice}, {c.metric}, {c.n_seeds} seeds, {c.n_items} documents, family '{c.family}', {a.provenance}")
+                       evidence=f"{say}{c.variant} against {c.baseline} on {c.slice}, {c.metric}, {c.n_seeds} seeds, {c.n_items} documents, family '{c.family}', {where or a.provenance}")
 
 @measure
 def gain(a:Artefacts, variant:str, metric:str="bits_per_byte")->Measurement|None:
     "Gain of a variant on the mixture, or on whatever slice the metric was scored."
     found = [c for c in a.comparisons if (c.variant, c.baseline, c.metric, c.side) == (variant, "lora", metric, "greater")]
     return _effect(a, next((c for c in found if c.slice == "mixture"), found[0] if len(found) == 1 else None))
+
+@measure
+def task_gain(a:Artefacts, variant:str, task:str, metric:str)->Measurement|None:
+    "Gain of a variant on a sequence task."
+    found = [Comparison(**c) for c in read_json(a.reports/"tasks"/"tasks.json").get("families", {}).get(metric, [])]
+    return _effect(a, next((c for c in found if (c.variant, c.baseline, c.slice) == (variant, "lora", task)), None), where="reports/tasks")
 
 @measure
 def best_gain(a:Artefacts)->Measurement|None:

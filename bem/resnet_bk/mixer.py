@@ -107,10 +107,10 @@ def leading_rows(
 )->tuple[Tensor, Tensor, Tensor, Tensor]: # (..., c, chunk, chunk) |R|, (..., c, chunk) angle of a row, of a column, and size of what the chunk before hands on
     "Last rows of the leading blocks' resolvents, chunk by chunk: the angle of an entry is its row's less its column's."
     cut = lambda v: F.pad(v, (0, -v.shape[-1] % chunk)).unflatten(-1, (-1, chunk))
-    size, turn = .5*torch.log(x*x + y*y), torch.atan2(y, x); minus = (t > 0).to(x.dtype)*math.pi
-    S, A = cut(size + t.abs().clamp_min(1e-12).log()[..., None]).cumsum(-1), cut(turn + minus[..., None]).cumsum(-1)     # of -t g, multiplied up; padding multiplies by one
+    size, way = .5*torch.log(x*x + y*y), torch.where(t > 0, -1., 1.).to(x.dtype)[..., None]
+    S, A = cut(size + t.abs().clamp_min(1e-12).log()[..., None]).cumsum(-1), cut(torch.atan2(way*y, way*x)).cumsum(-1)     # of -t g, multiplied up, in angles below pi; padding multiplies by one
     ahead = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
-    return (S[..., None] + (cut(size) - S)[..., None, :]).masked_fill(ahead, -torch.inf).exp(), A, A - cut(turn), S.exp()
+    return (S[..., None] + (cut(size) - S)[..., None, :]).masked_fill(ahead, -torch.inf).exp(), A, A - cut(torch.atan2(y, x)), S.exp()
 
 def turned(z:Tensor, angle:Tensor)->Tensor: # (..., 2s) real parts, then imaginary ones; broadcasts to (..., 1)
     "Complex numbers, rotated."
@@ -185,5 +185,5 @@ class MatrixMixer(Potential):
         with torch.autocast(h.device.type, enabled=False):
             q, k, v, gate = self.reads(h).float().view(b, t, 4, H, self.size).permute(2, 0, 3, 1, 4)
             out, end = leading_attend(x.transpose(1, 2), y.transpose(1, 2), self.hop.float(), q, k*self.size**-.5, v, self.phase.float(), None if state is None else state[2])
-        out = (F.layer_norm(out, (self.size,))*F.silu(gate)).transpose(1, 2).reshape(b, t, -1)
+        out = (F.layer_norm(out, (self.size,), eps=1e-4)*F.silu(gate)).transpose(1, 2).reshape(b, t, -1)
         return self.out(out.to(h.dtype)), (x[:, -1], y[:, -1], end)
