@@ -11,7 +11,12 @@ _where = {"attach": "adapters.base", "load": "adapters.base", "get_variant": "ad
           "ComprehensiveEvaluator": "gates", "AcceptanceValidator": "gates", "StatisticalValidator": "gates", "ParetoAnalyzer": "pareto",
           "PTTrainer": "pt_training", "PTTrainingConfig": "pt_training",
           **dict.fromkeys(("HeadGroupGatingConfig", "HeadGroupGatingModule", "DynamicRankMaskConfig", "DynamicRankMaskModule", "DynamicRankMask", "KroneckerConfig",
-                           "KroneckerModule", "FusedKroneckerOp", "ResidualFiLMConfig", "ResidualFiLMModule"), "names")}
+                           "KroneckerModule", "FusedKroneckerOp", "ResidualFiLMConfig", "ResidualFiLMModule"), "names"),
+          "get_tridiagonal_inverse_diagonal": "ops.resolvent", **dict.fromkeys(("BKCoreFunction", "QuantizedBKCore"), "resnet_bk.core"), **dict.fromkeys(("ResNetBKConfig", "MoEResNetBKLayer", "ResNetBKBlock"), "resnet_bk.block"),
+          "AdaptiveResNetBKBlock": "resnet_bk.depth", "MultiScaleResNetBKBlock": "resnet_bk.scale", **dict.fromkeys(("ResNetBK", "ResNetBKEncoder"), "resnet_bk.model"),
+          **dict.fromkeys(("ConfigurableResNetBK", "BKSystemConfig", "BASELINE_CONFIG", "STEP2_CONFIG", "STEP2_FULL_CONFIG", "STEP4_CONFIG", "STEP5_CONFIG", "STEP6_CONFIG", "FULL_CONFIG"), "resnet_bk.presets"),
+          "NumericalStabilityMonitor": "stability", **dict.fromkeys(("TrainingMetrics", "Trainer", "TrainerConfig"), "trainer"), "CPUOffloadedOptimizer": "offload",
+          **dict.fromkeys(("FLOPsCounter", "TimingBenchmark", "MemoryProfiler"), "benchmarks"), **dict.fromkeys(("ComprehensiveBenchmark", "BenchmarkResults"), "comprehensive"), "empirical_reduction": "reduction"}
 
 def __getattr__(name):
     from importlib import import_module

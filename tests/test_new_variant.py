@@ -2,7 +2,7 @@
 import json, shutil
 import pytest
 
-NAME = "49_adapters.yours.ipynb"
+NAME = "48a_adapters.yours.ipynb"
 PAPERMILL = "papermill", "-k", "python3", "--engine", "ipc", "--no-progress-bar"
 WANTED = """
 import json; from bem.runs import batch, resolve
