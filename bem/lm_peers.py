@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 from .core import UserError
 from .data import VOCAB
 from .host import HostConfig, MLP, small_gpt
@@ -26,10 +26,9 @@ class LSTM(nn.Module):
         nn.init.normal_(self.tok.weight, 0, .02)
     def forward(self, ids:Tensor)->Tensor: return self.head(self.norm(self.rnn(self.tok(ids))[0]))
 
-@register_flop_formula(torch.ops.aten.mkldnn_rnn_layer)
-def _flops(x, w, u, *args, out_shape=None, **kw)->int: return 2*(math.prod(w) + math.prod(u))*x[0]*x[1]      # torch's counter knows no LSTM
-@register_flop_formula(torch.ops.aten.mkldnn_rnn_layer_backward)
-def _flops_backward(x, w, u, *args, out_shape=None, **kw)->int: return 4*(math.prod(w) + math.prod(u))*x[0]*x[1]
+def _formula(times:int): return lambda x, w, u, *args, out_shape=None, **kw: times*(math.prod(w) + math.prod(u))*x[0]*x[1]
+for _op, _times in ((torch.ops.aten.mkldnn_rnn_layer, 2), (torch.ops.aten.mkldnn_rnn_layer_backward, 4)):      # torch's counter knows no LSTM
+    if _op not in flop_registry: register_flop_formula(_op)(_formula(_times))
 
 # %% ../nbs/69_lm_peers.ipynb #d1c43441
 def retention(
