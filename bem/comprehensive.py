@@ -122,6 +122,7 @@ class BenchmarkConfig(Config):
     lengths:list[int] = Field([512, 1024, 2048, 4096, 8192], min_length=3)
     device:str = "cpu"
 
+# %% ../nbs/79c_comprehensive.ipynb #2f5bb2b9
 class ComprehensiveBenchmark:
     "Compares two language models; each a function of seed and longest sequence, so that every seed begins anew."
     def __init__(self, model:Callable[[int, int], nn.Module], baseline_model:Callable[[int, int], nn.Module], config:BenchmarkConfig=BenchmarkConfig()):
@@ -132,6 +133,7 @@ class ComprehensiveBenchmark:
     @property
     def ids(self)->torch.Tensor: c = self.config; return torch.randint(0, 256, (c.batch, c.context), generator=torch.Generator().manual_seed(0)).to(c.device)
 
+# %% ../nbs/79c_comprehensive.ipynb #4f85eae8
 @patch
 def flops(self:ComprehensiveBenchmark)->dict:
     "Forward per token, and of forward and backward of a step, as counted while they run."

@@ -249,6 +249,7 @@ def _backward_bundles(a, k, E, eta, grad, causal, da, dk, dz, start, stop):
     X, notes = np.empty((STEPS + 2)*LANES*FIELDS, a.dtype), np.zeros((a.shape[1]//STEPS + 2, 3, 2, LANES), a.dtype)
     for t in range(start, stop): _backward(a, k, E, eta, grad, causal, t*LANES, min(LANES, len(a) - t*LANES), X, notes, da, dk, dz)
 
+# %% ../../nbs/14_ops.resolvent.ipynb #dc359a43
 @njit(parallel=True, nogil=True, cache=True)
 def _forward_spread(a, k, E, eta, causal, out, bundles):
     for t in prange(bundles): _forward_bundles(a, k, E, eta, causal, out, t, t + 1)
@@ -257,6 +258,7 @@ def _forward_spread(a, k, E, eta, causal, out, bundles):
 def _backward_spread(a, k, E, eta, grad, causal, da, dk, dz, bundles):
     for t in prange(bundles): _backward_bundles(a, k, E, eta, grad, causal, da, dk, dz, t, t + 1)
 
+# %% ../../nbs/14_ops.resolvent.ipynb #e86b9fa3
 _lock = Lock()
 
 @contextmanager

@@ -26,15 +26,15 @@ def _runs(a:Artefacts, study:str, *arms:str)->list[list[Record]]|None: # one lis
     folder = a.reports/study/"records"; found = [[r for r in load_records(folder) if r.variant == arm and r.status == "ok"] for arm in arms] if folder.is_dir() else [[]]
     return found if all(len(f) > 1 for f in found) else None
 
-def _where(a:Artefacts, study:str, r:Record)->dict: return dict(hardware=f"{r.environment['cpu']}, {r.environment['cores']} cores, {r.environment['device']}")
+def _where(r:Record)->dict: return dict(hardware=f"{r.environment['cpu']}, {r.environment['cores']} cores, {r.environment['device']}")
 
 @measure
 def lm_reduction(a:Artefacts, method:str, baseline:str, cost:Cost="seconds", study:str="lm-switches")->Measurement|None:
     "How many times cheaper a method reaches the loss that every run of the baseline reaches; an upper bound where it does not."
     if (found := _runs(a, study, method, baseline)) is None: return None
     target = max(r.curve.bits_per_byte[-1] for r in found[1]); r = empirical_reduction(*found, target, cost); say = f"{cost} to {target:.3f} bits per byte of validation text, {method} against {baseline}, {r.seeds} seeds, reports/{study}"
-    if r.ratio: return Measurement(value=r.ratio, ci=[r.low, r.high], evidence=say, **_where(a, study, found[0][0]))
-    return Measurement(value=float(r.bound.split()[1]), ci=[0., float(r.bound.split()[1])], evidence=f"{say}; reached by {r.reached[0]} runs, the ratio is {r.bound}", **_where(a, study, found[0][0])) if r.bound else None
+    if r.ratio: return Measurement(value=r.ratio, ci=[r.low, r.high], evidence=say, **_where(found[0][0]))
+    return Measurement(value=float(r.bound.split()[1]), ci=[0., float(r.bound.split()[1])], evidence=f"{say}; reached by {r.reached[0]} runs, the ratio is {r.bound}", **_where(found[0][0])) if r.bound else None
 
 def _t(x:np.ndarray)->tuple[float, float, float]: half = float(sps.t.ppf(.975, len(x) - 1)*x.std(ddof=1)/len(x)**.5); return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
@@ -43,7 +43,7 @@ def lm_perplexity(a:Artefacts, method:str, baseline:str, study:str="lm-switches"
     "Perplexity per byte of the scored documents above the baseline's, in percent, paired by seed."
     if (found := _runs(a, study, method, baseline)) is None: return None
     bits = [{r.seed: np.mean([np.mean(s) for s in r.scores.values()]) for r in rs} for rs in found]; d = np.array([bits[0][s] - bits[1][s] for s in sorted(bits[0].keys() & bits[1].keys())])
-    v, low, high = (100*(2**x - 1) for x in _t(d)); return Measurement(value=v, ci=[low, high], evidence=f"{method} against {baseline}, {len(d)} seeds, reports/{study}", **_where(a, study, found[0][0]))
+    v, low, high = (100*(2**x - 1) for x in _t(d)); return Measurement(value=v, ci=[low, high], evidence=f"{method} against {baseline}, {len(d)} seeds, reports/{study}", **_where(found[0][0]))
 
 @measure
 def lm_ratio(a:Artefacts, method:str, baseline:str, cost:str, study:str="lm-switches")->Measurement|None:
@@ -52,7 +52,7 @@ def lm_ratio(a:Artefacts, method:str, baseline:str, cost:str, study:str="lm-swit
     of = lambda r: r.seconds["step"] if cost == "step" else r.costs.get(cost, math.nan); values = [{r.seed: of(r) for r in rs} for rs in found]
     ratio = np.array([values[1][s]/values[0][s] for s in sorted(values[0].keys() & values[1].keys())])
     if not np.isfinite(ratio).all(): return None
-    v, low, high = _t(ratio); return Measurement(value=v, ci=[low, high] if high > low else None, evidence=f"{cost} of {baseline} over that of {method}, {len(ratio)} seeds, reports/{study}", **_where(a, study, found[0][0]))
+    v, low, high = _t(ratio); return Measurement(value=v, ci=[low, high] if high > low else None, evidence=f"{cost} of {baseline} over that of {method}, {len(ratio)} seeds, reports/{study}", **_where(found[0][0]))
 
 @measure
 def layers_saved(a:Artefacts, method:str="switch-act", layers:str="3", study:str="lm-switches")->Measurement|None:

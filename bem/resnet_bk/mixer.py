@@ -50,6 +50,7 @@ class Potential(nn.Module):
             for now in a.unbind(1): last = resolvent_step(now, k, E, eta, last); steps.append(last)
             return tuple(torch.stack(p, 1) for p in zip(*steps))
 
+# %% ../../nbs/71_resnet_bk.mixer.ipynb #c1770d49
 class BKMixer(Potential):
     "Mixes by the diagonal itself: one number in and two out, per head."
     def __init__(self, d_model:int, heads:int=1, causal:bool=True, v_max:float=3., v_gain:float=1., eta_min:float=.02, core:Core|None=None, gaps:"Gaps|None"=None):

@@ -74,6 +74,7 @@ def with_teacher(teacher:nn.Module, T:float=2., alpha:float=.5):
         return F.cross_entropy(s.float().flatten(0, 1), y.flatten()), distillation_loss(s, t, y, T, alpha)
     return objective
 
+# %% ../../nbs/79_resnet_bk.presets.ipynb #679dfd18
 class ConfigurableResNetBK(ResNetBK):
     "The model of a published configuration; `fit` is its run."
     def __init__(self, config:BKSystemConfig=BKSystemConfig()): super().__init__(config.shape()); self.system = config
@@ -100,6 +101,7 @@ def trainer(self:ConfigurableResNetBK,
     if s.mixed_precision: config = config.model_copy(update=dict(precision="bf16"))
     return (CachingTrainer if s.gradient_caching else Trainer)(self, sampler, config, folder, validate, objective=with_teacher(teacher) if s.distillation else None)
 
+# %% ../../nbs/79_resnet_bk.presets.ipynb #028c3bd7
 @patch
 def fit(self:ConfigurableResNetBK, *args, **kw)->list[TrainingMetrics]:
     "Train as `trainer` says, then prune and store in 8 bits if the switches say so."
