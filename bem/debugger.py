@@ -67,7 +67,7 @@ class Call:
         "What the outputs have and no input had."
         return [k for k in ("nan", "inf") if any(getattr(s, k) for s in self.outputs) and not any(getattr(s, k) for s in self.inputs)]
 
-# %% ../nbs/62b_debugger.ipynb #a7b27f53
+# %% ../nbs/62b_debugger.ipynb #434e710f
 @dataclass
 class Trace:
     "The calls of one traced call, in the order in which they began, and in that in which they ended."
@@ -78,9 +78,11 @@ class Trace:
     error:str = ""                                       # what it raised
 
 @patch
-def culprit(self:Trace)->Call|None:
-    "The first call that made a value that is not finite, NaN before infinity; None if there is none."
-    return next((c for kind in ("nan", "inf") for c in self.ended if kind in c.made()), None)
+def culprit(self:Trace,
+            kind:str="" # `nan` or `inf`; empty for NaN if there is one, and infinity otherwise
+           )->Call|None:
+    "The first call that made a value that is not finite; None if there is none."
+    return next((c for k in ([kind] if kind else ["nan", "inf"]) for c in self.ended if k in c.made()), None)
 
 @patch
 def failed(self:Trace)->Call|None:
@@ -141,11 +143,12 @@ class BEMDebugger:
         try: self.log.setLevel(log_level)
         except (TypeError, ValueError): raise UserError(f"There is no log level {log_level!r}; give DEBUG, INFO, WARNING, ERROR or a whole number.") from None
 
-# %% ../nbs/62b_debugger.ipynb #39281475
+# %% ../nbs/62b_debugger.ipynb #8c3d4586
 @patch
 def _tell(self:BEMDebugger, t:Trace)->None:
     for c in t.calls: self.log.debug("%s: %s%s (%s) took %.3g s", t.name, "  "*c.depth, c.name or "the model", c.kind, c.seconds)
-    if bad := t.culprit(): self.log.warning("%s: %s (%s) made %s", t.name, bad.name or "the model", bad.kind, " and ".join(bad.made()))
+    for kind in ("nan", "inf"):
+        if bad := t.culprit(kind): self.log.warning("%s: %s (%s) made %s", t.name, bad.name or "the model", bad.kind, kind)
     if bad := t.failed(): self.log.error("%s: %s (%s) raised %s", t.name, bad.name or "the model", bad.kind, bad.error)
     self.log.info("%s: %d calls%s", t.name, len(t.calls), f", which ended with {t.error}" if t.error else "")
 

@@ -71,14 +71,14 @@ class CircuitBreaker:
             elif self._state == "half-open" and self._out and now - self._asked >= cool: self._go("open")
             return self._state
 
-# %% ../nbs/65b_resilience.ipynb #8cb05f19
+# %% ../nbs/65b_resilience.ipynb #74f33376
 @patch
 def ask(self:CircuitBreaker)->int|None: # a ticket; None if the call must not be tried
     "Ask to make a call."
     with self._lock:
         state = self.state
         if state == "open" or state == "half-open" and self._out + len(self._results) >= self.config.probes: return None
-        self._out += 1; self._asked = self.clock()
+        self._asked = self.clock(); self._out += 1
         return self._era
 
 @patch
@@ -147,14 +147,15 @@ def stand_by(adapter:Adapter, fallback:Adapter, name:str="fallback")->Adapter: #
     fallback._off = True
     return fallback
 
-# %% ../nbs/65b_resilience.ipynb #9ffbee25
+# %% ../nbs/65b_resilience.ipynb #6eed2914
 def remember(cache:Any)->Callable[[], None]: # call it to put everything back
     "Note what a cache holds; raises `UserError` for one that is written in place."
     layers = getattr(cache, "layers", [])
     if any(getattr(l, "is_compileable", False) for l in layers): raise UserError(f"A {type(cache).__name__} of fixed size is written in place, so that a failed call could not be taken back; use a DynamicCache.")
-    kept = [(p, {k: copy.copy(v) if isinstance(v, (dict, list)) else v for k, v in vars(p).items()}) for p in (cache, *layers) if cache is not None]
+    fresh = lambda state: {k: copy.copy(v) if isinstance(v, (dict, list)) else v for k, v in state.items()}
+    kept = [(p, fresh(vars(p))) for p in (cache, *layers) if cache is not None]
     def restore():
-        for p, state in kept: vars(p).clear(); vars(p).update(state)
+        for p, state in kept: vars(p).clear(); vars(p).update(fresh(state))       # may be needed again
     return restore
 
 # %% ../nbs/65b_resilience.ipynb #cb102050

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PARTS', 'ROUND', 'ADVICE', 'PerformanceTracker', 'Profile', 'latencies', 'call_with', 'PerformanceProfiler',
            'wrapped', 'marked', 'event_table', 'quantities', 'ProfilerBounds', 'recommendations', 'BEMProfiler',
-           'overhead_shares']
+           'share_of', 'overhead_shares']
 
-# %% ../../nbs/62a_cost.profiler.ipynb #0d379f2c
+# %% ../../nbs/62a_cost.profiler.ipynb #2b72fe4a
 import itertools, weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 import numpy as np
 import pandas as pd
 import torch
@@ -271,14 +271,14 @@ class BEMProfiler:
         if warmup < 0 or rounds < 1: raise UserError(f"{warmup} warm-up rounds and {rounds} recorded rounds profile nothing; record at least one.")
         self.model, self.device, self.warmup, self.rounds, self.bounds, self.table = model, torch.device(device), warmup, rounds, bounds, None
 
-# %% ../../nbs/62a_cost.profiler.ipynb #ff1c1550
+# %% ../../nbs/62a_cost.profiler.ipynb #375cb39f
 @patch
 def profile_experiment(self:BEMProfiler, fn:Callable[[], Any])->Any: # what the last round returned
     "Call `fn` under the profiler; what it raises goes through, and leaves no profile."
     cuda = self.device.type == "cuda"; self.table = None
-    self.before = torch.cuda.memory_allocated(self.device) if cuda else _size((*self.model.parameters(), *self.model.buffers())) if self.model else 0
     with marked(self.model):
         for _ in range(self.warmup): fn()
+        self.before = torch.cuda.memory_allocated(self.device) if cuda else _size((*self.model.parameters(), *self.model.buffers())) if self.model else 0
         with PerformanceTracker(self.device) as t: fn()
         with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA]*cuda, profile_memory=True) as p:
             for _ in range(self.rounds):
@@ -305,7 +305,18 @@ def generate_performance_report(
                 parts={p: float(parts.get(p, 0.)) for p in (*PARTS, "host")}, memory=dict(before=self.before, extra=self.extra, peak=self.before + self.extra, parameters=own),
                 quantities=found, recommendations=recommendations(found, self.bounds))
 
-# %% ../../nbs/62a_cost.profiler.ipynb #4c1733a5
+# %% ../../nbs/62a_cost.profiler.ipynb #f25be7a7
+def share_of(
+    saved:np.ndarray, # (n,) seconds, round by round
+    over:np.ndarray, # (n,) seconds of the same rounds
+    confidence:float=.95, draws:int=2000
+)->tuple[float, float, float]: # share, lower and upper end; nan if the overhead is not clearly above zero
+    "Ratio of two medians with a percentile bootstrap over rounds; raises `UserError` for fewer than six."
+    if median_interval(over, confidence)[1] <= 0: return (float("nan"),)*3
+    pick = np.random.default_rng(0).integers(len(over), size=(draws, len(over))); drawn = np.median(saved[pick], 1)/np.median(over[pick], 1)
+    return float(np.median(saved)/np.median(over)), *map(float, np.quantile(drawn, [(1 - confidence)/2, (1 + confidence)/2]))
+
+# %% ../../nbs/62a_cost.profiler.ipynb #5074ed91
 def overhead_shares(
     full:Callable[[], Any], # a call with every part
     base:Callable[[], Any], # a call with none
@@ -317,9 +328,6 @@ def overhead_shares(
 )->pd.DataFrame: # part -> ms, share, low, high; the row `all` has the overhead itself
     "Time all arms interleaved, and say how much of the overhead goes with each part; raises `UserError` for a part named full, base or all, or fewer than six rounds."
     if taken := {"full", "base", "all"} & set(without): raise UserError(f"A part cannot be named '{min(taken)}', which stands for an arm of its own; choose another name.")
-    t = interleave({"full": full, "base": base, **without}, repeats, warmup, sync, clock); over = t["full"] - t["base"]; middle, low, _ = median_interval(over, confidence)
-    rows = {"all": dict(ms=middle*1e3, share=1., low=1., high=1.)}
-    for part in without:
-        saved = t["full"] - t[part]; share = median_interval(saved/over, confidence) if low > 0 else (float("nan"),)*3
-        rows[part] = dict(ms=float(np.median(saved))*1e3, **dict(zip(("share", "low", "high"), share)))
-    return pd.DataFrame(rows).T
+    t = interleave({"full": full, "base": base, **without}, repeats, warmup, sync, clock); over = t["full"] - t["base"]
+    saved = {"all": over} | {part: t["full"] - t[part] for part in without}
+    return pd.DataFrame({k: (float(np.median(s))*1e3, *share_of(s, over, confidence)) for k, s in saved.items()}, index=["ms", "share", "low", "high"]).T
