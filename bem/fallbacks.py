@@ -16,7 +16,7 @@ from torch import Tensor
 from .core import UserError
 from .resilience import out_of_memory
 
-# %% ../nbs/65d_fallbacks.ipynb #f325021e
+# %% ../nbs/65d_fallbacks.ipynb #2754b7d9
 class Backends:
     "Calls the first backend that works."
     def __init__(self, backends:dict[str, Callable]):
@@ -35,13 +35,14 @@ class Backends:
             self.failed |= wrong; self.using = name
             return out
 
+# %% ../nbs/65d_fallbacks.ipynb #aba634a1
 def first_that_works(
     **backends:Callable # name -> function, the fastest first, the reference last
 )->Backends:
     "One function made of several; raises `UserError` if there is none."
     return Backends(backends)
 
-# %% ../nbs/65d_fallbacks.ipynb #f2cffc87
+# %% ../nbs/65d_fallbacks.ipynb #c9d6d541
 class NoRoomError(UserError, MemoryError):
     "Not even the smallest piece fits."
 
@@ -51,18 +52,20 @@ class Splitter:
         if min(min_rows, patience) < 1: raise UserError(f"min_rows = {min_rows} and patience = {patience} have to be at least 1; choose larger ones.")
         self.min_rows, self.patience, self.rows, self._good = min_rows, patience, None, 0        # rows: of a piece, None for all
 
-    def pieces(self, fn:Callable, batch:tuple[Tensor, ...])->Iterator[tuple[int, Any]]: # rows and result of each piece
-        "Results in order; raises `NoRoomError` if the smallest piece does not fit."
-        n, i = len(batch[0]), 0
-        while i < n or n == i == 0:
-            size = min(self.rows or n, n - i); done = self._attempt(fn, tuple(b[i:i + size] for b in batch))
-            if done: yield size, done[0]; i += size
-            elif size <= self.min_rows: raise NoRoomError(f"A piece of {size} rows does not fit into memory, and min_rows = {self.min_rows}; shorten the sequences, or lower min_rows.")
-            else: self.rows, self._good = max(self.min_rows, size//2), 0
-            if n == 0: return
-            if done and self.rows and size >= self.rows: self._grow(n)
+# %% ../nbs/65d_fallbacks.ipynb #a9b87452
+@patch
+def pieces(self:Splitter, fn:Callable, batch:tuple[Tensor, ...])->Iterator[tuple[int, Any]]: # rows and result of each piece
+    "Results in order; raises `NoRoomError` if the smallest piece does not fit."
+    n, i = len(batch[0]), 0
+    if not n: yield 0, fn(*batch)
+    while i < n:
+        size = min(self.rows or n, n - i); done = self._attempt(fn, tuple(b[i:i + size] for b in batch))
+        if done: yield size, done[0]; i += size
+        elif size <= self.min_rows: raise NoRoomError(f"A piece of {size} rows does not fit into memory, and min_rows = {self.min_rows}; shorten the sequences, or lower min_rows.")
+        else: self.rows, self._good = max(self.min_rows, size//2), 0
+        if done and self.rows and size >= self.rows: self._grow(n)
 
-# %% ../nbs/65d_fallbacks.ipynb #96e388a6
+# %% ../nbs/65d_fallbacks.ipynb #b4a78dd5
 @patch
 def _attempt(self:Splitter, fn:Callable, piece:tuple[Tensor, ...])->tuple|None: # (result,), or None if memory was exhausted
     try: return fn(*piece),
@@ -77,11 +80,13 @@ def _grow(self:Splitter, n:int)->None: # rows of the whole batch
     self._good += 1
     if self._good >= self.patience: self._good, self.rows = 0, None if 2*self.rows >= n else 2*self.rows
 
+# %% ../nbs/65d_fallbacks.ipynb #64aee302
 @patch
 def __call__(self:Splitter, fn:Callable[..., Tensor], *batch:Tensor)->Tensor: # tensors with the same number of rows -> (rows, ...)
     "`fn(*batch)`, in pieces where it has to be."
     return torch.cat([out for _, out in self.pieces(fn, batch)])
 
+# %% ../nbs/65d_fallbacks.ipynb #386dcc4a
 def split_on_oom(
     fn:Callable[..., Tensor], # rows in, as many rows out
     batch:Tensor|tuple[Tensor, ...],

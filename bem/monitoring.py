@@ -30,7 +30,7 @@ class Alarm:
         self.on, self.streak = not self.on, 0
         return True
 
-# %% ../nbs/65c_monitoring.ipynb #5ce8d12d
+# %% ../nbs/65c_monitoring.ipynb #32c1f936
 class Change(NamedTuple):
     "Recent median against baseline median."
     recent:float
@@ -38,6 +38,7 @@ class Change(NamedTuple):
     change:float      # relative, positive if it grew
     worse:bool        # by more than the threshold
 
+# %% ../nbs/65c_monitoring.ipynb #6dd56021
 def regression(
     recent:list[float],
     baseline:list[float],
@@ -69,13 +70,14 @@ class MonitorConfig(Config):
                       entropy=(self.entropy_std, self.entropy_std/2), hit_rate=(hit, hit + .2*(1 - hit)))
         return {name: Alarm(*at, self.patience) for name, at in levels.items()}
 
-# %% ../nbs/65c_monitoring.ipynb #ff9225f8
+# %% ../nbs/65c_monitoring.ipynb #0851531e
 class Monitor:
     "Reads a telemetry, keeps its baseline and its alarms."
     def __init__(self, telemetry:Telemetry, config:MonitorConfig=MonitorConfig()):
         self.telemetry, self.config, self.alarms, self.events = telemetry, config, config.alarms(), deque(maxlen=64)      # events: (call, alarm, on)
         self.first, self.first_memory, self._step, self._look, self._count, self._lock = [], [], config.warmup, 0, 0, threading.Lock()
 
+# %% ../nbs/65c_monitoring.ipynb #49a58e86
 @patch
 def _learn(self:Monitor, r:Reading)->list[Call]: # recent calls, all of them after the baseline
     "Fill the baseline window."
@@ -85,6 +87,7 @@ def _learn(self:Monitor, r:Reading)->list[Call]: # recent calls, all of them aft
     self._look = max([self._look, *(l.step for l in r.looks)])
     return [x for x in r.calls[-self.telemetry.config.recent:] if x.step > end]
 
+# %% ../nbs/65c_monitoring.ipynb #41370e83
 @patch
 def _watched(self:Monitor, report:dict, settled:bool)->dict[str, float|None]:
     "What the alarms look at."
@@ -117,9 +120,10 @@ def exposition(families:list[Family])->str:
         if known: lines += [f"# HELP {name} {escape(text)}", f"# TYPE {name} {kind}", *(f"{name}{suffix}{{{labels(ls)}}} {v!r}" for suffix, ls, v in known)]
     return "".join(l + "\n" for l in lines)
 
-# %% ../nbs/65c_monitoring.ipynb #096fb4b0
-_counters = dict(calls="Calls of the host.", tokens="Positions computed, padding included.", errors="Calls that failed.", evaluations="Codes computed.", lookups="Codes used.", invalidations="Caches that were refused.")
+# %% ../nbs/65c_monitoring.ipynb #468e6e42
+_totals = dict(calls="Calls of the host.", tokens="Positions computed, padding included.", errors="Calls that failed.", evaluations="Codes computed.", lookups="Codes used.", invalidations="Caches that were refused.")
 
+# %% ../nbs/65c_monitoring.ipynb #ade12963
 def families(r:dict)->list[Family]: # a report of `Monitor`
     "The report as families; every sample carries the adapter's name."
     own, s = dict(adapter=r["adapter"]), r["seconds"]; one = lambda v: [("", own, v)]; each = lambda label, d: [("", own | {label: k}, v) for k, v in d.items()]
@@ -129,7 +133,7 @@ def families(r:dict)->list[Family]: # a report of `Monitor`
                   code=("Norm, entropy in bits and its spread, effective rank and flip rate.", each("what", r["code"])), base_kl_nats=("Divergence from the bare host.", one(r["base_kl"])),
                   norm=("Norms of the adapter's gradients and parameters.", each("of", dict(gradients=r["gradient_norm"], parameters=r["parameter_norm"]))),
                   regression=("1 for a regression.", each("of", {k: c and int(c["worse"]) for k, c in r["regressions"].items()})), alarm=("1 while an alarm is on.", each("alarm", {k: int(v) for k, v in r["alarms"].items()})))
-    return [*((f"bem_{k}_total", "counter", text, one(r["totals"][k])) for k, text in _counters.items()), ("bem_fallbacks_total", "counter", "Calls that something else answered.", each("reason", r["fallbacks"])),
+    return [*((f"bem_{k}_total", "counter", text, one(r["totals"][k])) for k, text in _totals.items()), ("bem_fallbacks_total", "counter", "Calls that something else answered.", each("reason", r["fallbacks"])),
             ("bem_call_seconds", "summary", "Time of a call; quantiles of the recent ones.", [*quantiles, ("_sum", own, s["sum"]), ("_count", own, s["count"])]), *((f"bem_{k}", "gauge", *v) for k, v in gauges.items())]
 
 # %% ../nbs/65c_monitoring.ipynb #c3c7cf05

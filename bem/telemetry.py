@@ -27,7 +27,7 @@ from .routing.controller import HierarchicalController
 from .routing.diagnostics import code_entropy, effective_rank, flip_rate, hit_rate
 from .strategies import divergence
 
-# %% ../nbs/65a_telemetry.ipynb #9ba1550b
+# %% ../nbs/65a_telemetry.ipynb #cf293f8c
 class TelemetryConfig(Config):
     "How often to look, and how much to remember."
     enabled:bool = True
@@ -39,7 +39,7 @@ class TelemetryConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self):
-        if self.recent > self.size: raise ValueError(f"{self.recent} recent calls do not fit a ring of {self.size}; make size larger")
+        if self.recent >= self.size: raise ValueError(f"{self.recent} recent calls and the one before do not fit a ring of {self.size}; make size larger")
         return self
 
 # %% ../nbs/65a_telemetry.ipynb #d8670a8c
@@ -63,7 +63,7 @@ def memory(device:torch.device)->dict[str, int]: # bytes, those in use first; em
     except OSError: return {}
     return {name: 1024*int(status[key].split()[0]) for name, key in dict(resident="VmRSS", peak_resident="VmHWM").items() if key in status}
 
-# %% ../nbs/65a_telemetry.ipynb #2cc09f26
+# %% ../nbs/65a_telemetry.ipynb #fd52a6bf
 class Call(NamedTuple):
     "One call of the host; the counters are those of the controller after it."
     step:int            # number of the call, from 1
@@ -72,6 +72,7 @@ class Call(NamedTuple):
     evaluations:int     # codes computed so far
     lookups:int         # codes used so far
 
+# %% ../nbs/65a_telemetry.ipynb #d06ae96a
 class Look(NamedTuple):
     "What one look has seen; None is what could not be seen."
     step:int
@@ -124,7 +125,7 @@ class Telemetry:
 
     def __deepcopy__(self, memo:dict)->"Telemetry": return Telemetry(self.config, self.clock, self.memory)           # a copied host is not watched
 
-# %% ../nbs/65a_telemetry.ipynb #d6b31229
+# %% ../nbs/65a_telemetry.ipynb #c89f84fb
 @patch
 def watch(self:Telemetry, adapter:Adapter, optimizer:torch.optim.Optimizer|None=None)->Telemetry:
     "Begin to watch; raises `UserError` if the adapter is not attached, or this has watched before."
@@ -139,6 +140,7 @@ def watch(self:Telemetry, adapter:Adapter, optimizer:torch.optim.Optimizer|None=
     if optimizer is not None: self._handles.append(optimizer.register_step_pre_hook(self._norms))
     return self
 
+# %% ../nbs/65a_telemetry.ipynb #c91dc8c7
 @patch
 def _counters(self:Telemetry)->tuple[int, int, int]: # evaluations, lookups, invalidations
     c = self._adapter.controller
@@ -160,7 +162,7 @@ def leading(args:tuple, kwargs:dict)->Tensor: # (b, t) or (b, t, d); empty if th
     some = (args[:1], [kwargs.get("input_ids"), kwargs.get("inputs_embeds")], kwargs.values())
     return next((v for vs in some for v in vs if isinstance(v, Tensor)), _nothing)
 
-# %% ../nbs/65a_telemetry.ipynb #cf6c62a9
+# %% ../nbs/65a_telemetry.ipynb #f8645d29
 @patch
 def _begin(self:Telemetry, host:nn.Module, args:tuple, kwargs:dict)->None:
     if self._quiet or self._adapter is None: return
@@ -169,6 +171,7 @@ def _begin(self:Telemetry, host:nn.Module, args:tuple, kwargs:dict)->None:
     if n % c.every == 0: self._open()
     self._start = self._mark()
 
+# %% ../nbs/65a_telemetry.ipynb #7a5053ee
 @patch
 def _end(self:Telemetry, host:nn.Module, args:tuple, kwargs:dict, out:Any)->None:
     if self._quiet or self._start is None: return
@@ -181,13 +184,14 @@ def _end(self:Telemetry, host:nn.Module, args:tuple, kwargs:dict, out:Any)->None
     if look: self._opened.append((self.steps, look, start, end, tokens)); self._wanted = True
     if self._alone is not None: self._compared(out)
 
-# %% ../nbs/65a_telemetry.ipynb #6d7dd38e
+# %% ../nbs/65a_telemetry.ipynb #c50bb851
 @patch
 def _around(self:Telemetry, name:str, module:nn.Module)->list:
     "Hooks that note when a module ran."
     begun, parts = [], self._look["parts"]
     return [module.register_forward_pre_hook(lambda *_: begun.append(self._mark())), module.register_forward_hook(lambda *_: parts.append((name, begun.pop(), self._mark())))]
 
+# %% ../nbs/65a_telemetry.ipynb #95dbdbec
 @patch
 def _open(self:Telemetry)->None:
     "Prepare the next call for a look."
@@ -198,7 +202,7 @@ def _open(self:Telemetry)->None:
     if self.level: look["handles"].append(a.controller.register_forward_hook(self._count_levels))
     for u in updates: u.keep_code, u.last_code = True, None
 
-# %% ../nbs/65a_telemetry.ipynb #6dee3a03
+# %% ../nbs/65a_telemetry.ipynb #e6cd98e9
 @patch
 def _count_levels(self:Telemetry, c:HierarchicalController, args:tuple, out:tuple)->None:
     "Tokens of this call under the first code, and under those that were read."
@@ -207,6 +211,7 @@ def _count_levels(self:Telemetry, c:HierarchicalController, args:tuple, out:tupl
     n, start = int((end - begun).sum()), int((end.clamp(max=first) - begun.clamp(max=first)).sum())
     self._look["levels"].update({"start": start, self.level: n - start})
 
+# %% ../nbs/65a_telemetry.ipynb #2237c876
 @patch
 def _close(self:Telemetry)->dict:
     "Take what was seen, and leave the adapter as it was."
@@ -217,7 +222,7 @@ def _close(self:Telemetry)->dict:
     for u, keep, last in before: u.keep_code, u.last_code = keep, last
     return look | dict(level=a.config.finest() if look["parts"] else "base", taken=self._mark())
 
-# %% ../nbs/65a_telemetry.ipynb #5377c5f6
+# %% ../nbs/65a_telemetry.ipynb #182e62cb
 @patch
 def observe(self:Telemetry, name:str, value:float|Tensor)->None:
     "Note a number that is known outside; raises `UserError` for a name that is none of `gradient_norm`, `parameter_norm` and `base_kl`."
@@ -229,6 +234,7 @@ def fallback(self:Telemetry, reason:str)->None:
     "Count that something else answered in the adapter's place."
     if self._adapter is not None: self.fallbacks[reason] += 1
 
+# %% ../nbs/65a_telemetry.ipynb #352e335c
 @patch
 def _norms(self:Telemetry, *_:Any)->None:
     if not self._wanted or self._adapter is None: return
@@ -236,7 +242,7 @@ def _norms(self:Telemetry, *_:Any)->None:
     if grads: self.observe("gradient_norm", torch.nn.utils.get_total_norm(grads))
     self.observe("parameter_norm", torch.nn.utils.get_total_norm([p.detach() for p in params]))
 
-# %% ../nbs/65a_telemetry.ipynb #b05fd87a
+# %% ../nbs/65a_telemetry.ipynb #0c6ce2ce
 @patch
 @torch.no_grad()
 def _compare(self:Telemetry, host:nn.Module, args:tuple, kwargs:dict)->None:
@@ -245,15 +251,16 @@ def _compare(self:Telemetry, host:nn.Module, args:tuple, kwargs:dict)->None:
     devices = [self._device] if self._device.type == "cuda" else []; self._quiet = True
     try:
         with torch.random.fork_rng(devices), self._adapter.disabled(): out = host(*args, **kwargs)
+        self._alone = getattr(out, "logits", out)
+    except Exception: pass                      # what is wrong with the input the call itself will say
     finally: self._quiet = False
-    self._alone = getattr(out, "logits", out)
 
 @patch
 @torch.no_grad()
 def _compared(self:Telemetry, out:Any)->None:
     self.observe("base_kl", divergence(self._alone.float(), getattr(out, "logits", out).float()).mean()); self._alone = None
 
-# %% ../nbs/65a_telemetry.ipynb #5ad5bd3c
+# %% ../nbs/65a_telemetry.ipynb #33795097
 @patch
 def _read_call(self:Telemetry, step:int, a:Any, b:Any, *counts:int)->None:
     call = Call(step, seconds(a, b), *counts); self._calls.append(call); self._count += 1; self._busy += call.seconds
@@ -266,6 +273,7 @@ def _read_look(self:Telemetry, step:int, look:dict, a:Any, b:Any, tokens:int)->N
     shares = [p/whole if whole > 0 else None for p in parts.values()]
     self._looks.append(Look(step, look["memory"], *shares, dict(look["levels"]) or {look["level"]: tokens}, norm, entropy, flips, codes))
 
+# %% ../nbs/65a_telemetry.ipynb #f64fc11d
 @patch
 def read(self:Telemetry)->Reading:
     "Take in what calls have left since the last reading."
@@ -275,7 +283,7 @@ def read(self:Telemetry)->Reading:
         while self._said: name, value, mark = self._said.popleft(); wait(mark); self._values[name].append(float(value))
         return Reading(list(self._calls), list(self._looks), {k: list(v) for k, v in self._values.items()}, self._count, self._busy)
 
-# %% ../nbs/65a_telemetry.ipynb #9d5c67b5
+# %% ../nbs/65a_telemetry.ipynb #137ebf26
 @patch
 def report(self:Telemetry, reading:Reading|None=None)->dict: # reads, if none is given
     "Everything that is known."
@@ -287,11 +295,12 @@ def report(self:Telemetry, reading:Reading|None=None)->dict: # reads, if none is
                 seconds=dict(zip(("p50", "p95", "p99"), np.quantile(t, (.5, .95, .99)).tolist() if t else [None]*3), sum=r.busy, count=r.count),
                 tokens_per_second=sum(c.tokens for c in recent)/busy if busy > 0 else None, hit_rate=hit_rate(made, used) if used else None, **summarise(r))
 
+# %% ../nbs/65a_telemetry.ipynb #1334e534
 def summarise(r:Reading)->dict:
     "What the remembered looks and values say together."
     levels = Counter(); mean = lambda xs: float(np.mean(xs)) if (xs := [x for x in xs if x is not None and math.isfinite(x)]) else None
     for l in r.looks: levels.update(l.levels)
-    rows = {s: np.concatenate([l.codes[s] for l in r.looks if s in l.codes]) for l in r.looks for s in l.codes}; of = lambda name: [getattr(l, name) for l in r.looks]
+    rows = {s: np.concatenate([l.codes[s] for l in r.looks if s in l.codes]) for s in {s for l in r.looks for s in l.codes}}; of = lambda name: [getattr(l, name) for l in r.looks]
     spread = [e for e in of("entropy") if e is not None]
     code = dict(norm=mean(of("norm")), entropy=mean(of("entropy")), entropy_std=float(np.std(spread)) if len(spread) > 2 else None,
                 rank=mean([effective_rank(x) for x in rows.values() if len(x) > 1]), flip_rate=mean(of("flips")))
