@@ -15,6 +15,8 @@ _where = {"attach": "adapters.base", "load": "adapters.base", "get_variant": "ad
           "get_tridiagonal_inverse_diagonal": "ops.resolvent", **dict.fromkeys(("BKCoreFunction", "QuantizedBKCore"), "resnet_bk.core"), **dict.fromkeys(("ResNetBKConfig", "MoEResNetBKLayer", "ResNetBKBlock"), "resnet_bk.block"),
           "AdaptiveResNetBKBlock": "resnet_bk.depth", "MultiScaleResNetBKBlock": "resnet_bk.scale", **dict.fromkeys(("ResNetBK", "ResNetBKEncoder"), "resnet_bk.model"),
           **dict.fromkeys(("ConfigurableResNetBK", "BKSystemConfig", "BASELINE_CONFIG", "STEP2_CONFIG", "STEP2_FULL_CONFIG", "STEP4_CONFIG", "STEP5_CONFIG", "STEP6_CONFIG", "FULL_CONFIG"), "resnet_bk.presets"),
+          **dict.fromkeys(("accelerate", "join", "plain"), "acceleration"), "use_backend": "cuda.launch", "sparse_generated_update": "ops.sparse", "adaptive_routing_level": "routing.policy", "quantize_bem_parameters": "adapters.quantized",
+          **dict.fromkeys(("BEMProfiler", "PerformanceTracker", "PerformanceProfiler"), "cost.profiler"), "BEMDebugger": "debugger", **dict.fromkeys(("MemoryOptimizer", "CodeTensorPool"), "memory_pool"), "Telemetry": "telemetry", **dict.fromkeys(("CircuitBreaker", "SafetyMonitor", "Resilient"), "resilience"), "split_on_oom": "fallbacks",
           "NumericalStabilityMonitor": "stability", **dict.fromkeys(("TrainingMetrics", "Trainer", "TrainerConfig"), "trainer"), "CPUOffloadedOptimizer": "offload",
           **dict.fromkeys(("FLOPsCounter", "TimingBenchmark", "MemoryProfiler"), "benchmarks"), **dict.fromkeys(("ComprehensiveBenchmark", "BenchmarkResults"), "comprehensive"), "empirical_reduction": "reduction"}
 

@@ -120,10 +120,9 @@ def exposition(families:list[Family])->str:
         if known: lines += [f"# HELP {name} {escape(text)}", f"# TYPE {name} {kind}", *(f"{name}{suffix}{{{labels(ls)}}} {v!r}" for suffix, ls, v in known)]
     return "".join(l + "\n" for l in lines)
 
-# %% ../nbs/65c_monitoring.ipynb #468e6e42
+# %% ../nbs/65c_monitoring.ipynb #b92c64f8
 _totals = dict(calls="Calls of the host.", tokens="Positions computed, padding included.", errors="Calls that failed.", evaluations="Codes computed.", lookups="Codes used.", invalidations="Caches that were refused.")
 
-# %% ../nbs/65c_monitoring.ipynb #ade12963
 def families(r:dict)->list[Family]: # a report of `Monitor`
     "The report as families; every sample carries the adapter's name."
     own, s = dict(adapter=r["adapter"]), r["seconds"]; one = lambda v: [("", own, v)]; each = lambda label, d: [("", own | {label: k}, v) for k, v in d.items()]
