@@ -42,7 +42,7 @@ ENCODED:dict[type, Callable[[Any, Tensor|None], tuple[Tensor|None, Tensor|None, 
     Coded: lambda u, code: (code, None, None), ConstantCode: lambda u, code: (1 + u.b, None, None),
     **dict.fromkeys((SelfReading, SharedSelfReading), lambda u, code: (code, u.M, u.b))}
 
-# %% ../nbs/59d_acceleration.ipynb #471c10bc
+# %% ../nbs/59d_acceleration.ipynb #3f5d820a
 def quick_update(
     x:Tensor, base:Tensor, Vt:Tensor, Ut:Tensor, # as in `lowrank_update`
     c:Tensor|None, s:float,
@@ -50,7 +50,7 @@ def quick_update(
 )->Tensor: # (..., d_out)
     "The low-rank update by library calls alone, in the order that suits a CPU."
     kind, rows = base.dtype, base.reshape(-1, base.shape[-1])
-    z = torch.mm(Vt.to(kind), x.reshape(-1, x.shape[-1]).t()).t(); c = c if c is None else c.reshape(-1, c.shape[-1]).to(kind)
+    z = torch.mm(Vt.to(kind), x.reshape(-1, x.shape[-1]).to(kind).t()).t(); c = c if c is None else c.reshape(-1, c.shape[-1]).to(kind)
     if gate is not None: t = torch.addmm(bias.to(kind), z, gate.t().to(kind)); z = torch.addcmul(z, z, (t if c is None else t + c).tanh())
     elif c is not None: z = z*c
     return torch.addmm(rows, z, Ut.to(kind), alpha=s).view_as(base)

@@ -19,7 +19,7 @@ from .source import TYPES, Source
 ACTS = {"gelu": "GELU", "gelu_tanh": "GELU_TANH", "silu": "SILU"}
 CONCAT = Source("concat", PARTS + KERNELS, tuple(f"features<{t}, {r}, {m}, true, {a}>" for t in list(TYPES.values())[1:] for r, m in RANKS.items() for a in ACTS.values()))
 
-# %% ../../nbs/24_cuda.concat.ipynb #47397906
+# %% ../../nbs/24_cuda.concat.ipynb #a692be0f
 _act = dict(gelu=F.gelu, gelu_tanh=lambda t: F.gelu(t, approximate="tanh"), silu=F.silu)
 
 def _concat_plain(pre:Tensor, up:Tensor|None, Vt:Tensor, e:Encoder, act:str)->Tensor:
@@ -27,7 +27,7 @@ def _concat_plain(pre:Tensor, up:Tensor|None, Vt:Tensor, e:Encoder, act:str)->Te
     return torch.cat([a, e(F.linear(a, Vt).float()).to(a.dtype)], -1)
 
 def _concat_launch(pre:Tensor, up:Tensor|None, Vt:Tensor, e:Encoder, act:str)->Tensor:
-    (M, f), r = pre.shape, len(Vt); t, R, m = template(pre, r); out = pre.new_empty(M, f + r)
+    pre, Vt, up = pre.contiguous(), Vt.contiguous(), None if up is None else up.contiguous(); (M, f), r = pre.shape, len(Vt); t, R, m = template(pre, r); out = pre.new_empty(M, f + r)
     if pre.dtype == torch.float32 or not fast(pre, up, Vt, out): raise Refused(f"The joined product takes bfloat16 or float16 in rows of whole 16 bytes, not {pre.dtype} of width {f} and rank {r}; use the backend torch.")
     tail = out[:, f:]
     launch(CONCAT, f"features<{t}, {R}, {m}, true, {ACTS[act]}>", (-(-M//(16*m)),), (256,), pre, up, out, np.int64(f), np.int64(f + r), Vt, *e.args(M), 1., M, f, r, tail, np.int64(f + r), None)
@@ -38,7 +38,7 @@ register_op("act_concat(Tensor pre, Tensor? up, Tensor Vt, Tensor? c, Tensor? ga
     lambda pre, up, Vt, c, gate, bias, keep, act: _concat_launch(pre, up, Vt, Encoder(c, gate, bias, keep), act),
     lambda pre, up, Vt, *rest: pre.new_empty(pre.shape[0], pre.shape[1] + Vt.shape[0]), lambda pre, up, Vt, *args, out_shape=None, **kw: 2*pre[0]*pre[1]*Vt[0])
 
-# %% ../../nbs/24_cuda.concat.ipynb #dee3aa76
+# %% ../../nbs/24_cuda.concat.ipynb #d93ff507
 def pad_rank(t:Tensor)->Tensor: # (r, d) -> (r', d), r' the next multiple of 8
     "Directions of zero up to a rank that keeps rows aligned."
     return F.pad(t, (0, 0, 0, -len(t) % 8))
@@ -65,7 +65,7 @@ def joined_update(
     if act not in ACTS: raise UserError(f"There is no activation '{act}' for a joined product; choose {', '.join(ACTS)}.")
     r = -(-len(Vt)//8)*8
     if weight.shape[1] != pre.shape[-1] + r: raise UserError(f"A weight of width {weight.shape[1]} does not join {pre.shape[-1]} inputs and rank {len(Vt)}; make it with concat_weight.")
-    grow = lambda t, *sides: None if t is None else F.pad(t, sides)
+    grow = lambda t, *sides: t if t is None or not any(sides) else F.pad(t, sides)
     V, n = pad_rank(Vt).to(pre.dtype).contiguous(), r - len(Vt); e = grow(c, 0, n), grow(gate, 0, n, 0, n), grow(bias, 0, n), None
     flat = pre.reshape(-1, pre.shape[-1]).contiguous(); beside = None if up is None else up.reshape(flat.shape).contiguous()
     with torch.no_grad():

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CONTROLLER', 'reason_against_kernel', 'fused_codes']
 
-# %% ../../nbs/26_cuda.controller.ipynb #c51337b2
+# %% ../../nbs/26_cuda.controller.ipynb #f9ef3930
 import math
 import numpy as np
 import torch
 from torch import Tensor
 from ..core import NonFiniteError
-from .launch import Refused, backend, launch
+from .launch import SHARED, Refused, backend, capturing, launch
 from .source import TYPES, Source
 from ..routing.controller import HierarchicalController, RoutingState
 from ..routing.pooled import spread, summary
@@ -65,26 +65,27 @@ __global__ void __launch_bounds__(128) smooth(const float* codes, const float* s
 }
 """, (*(f"chunk_codes<{t}>" for t in TYPES.values()), "smooth"))
 
-# %% ../../nbs/26_cuda.controller.ipynb #8e76504c
+# %% ../../nbs/26_cuda.controller.ipynb #da03e35b
 def reason_against_kernel(q:HierarchicalController, h:Tensor)->str|None:
     "What keeps a call that can be pooled from the kernels, or None."
-    why = {"no gradients": torch.is_grad_enabled() and any(p.requires_grad for p in q.parameters()), "float32, bfloat16 or float16": h.dtype not in TYPES, "a GPU": h.device.type == "cpu" and backend() != "emulate", "the plain controller": type(q).write is not HierarchicalController.write}
+    why = {"no gradients": torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in q.parameters())), "float32, bfloat16 or float16": h.dtype not in TYPES, "a GPU": h.device.type == "cpu" and backend() != "emulate", "the plain controller": type(q).write is not HierarchicalController.write}
     return next((k for k, broken in why.items() if broken), None)
 
 def fused_codes(q:HierarchicalController, h:Tensor, state:RoutingState|None=None)->tuple[Tensor, RoutingState]: # as `pooled_codes`
     "The same by the kernels, without gradients; raises `Refused` for what they are not made for."
     if needs := reason_against_kernel(q, h): raise Refused(f"The controller's kernel is made for {needs}; use the controller itself.")
-    begun = state or q.begin(len(h), h.new_zeros(1, dtype=q.read.weight.dtype)); num, den, prior = summary(q, h, begun); e = _smoothed(q, h.contiguous(), begun, prior, h.shape[1]//q.chunk)
-    if not e.sum().isfinite(): raise NonFiniteError("The controller wrote codes that are not finite; look for NaN or infinity in the input and in the weights of host and adapter.")
-    return spread(q, h, begun, e, num, den)
+    with torch.autocast(h.device.type, enabled=False):
+        begun = state or q.begin(len(h), h.new_zeros(1, dtype=q.read.weight.dtype)); num, den, prior = summary(q, h, begun); e = _smoothed(q, h.contiguous(), begun, prior, h.shape[1]//q.chunk)
+        if not capturing() and not e.sum().isfinite(): raise NonFiniteError("The controller wrote codes that are not finite; look for NaN or infinity in the input and in the weights of host and adapter.")
+        return spread(q, h, begun, e, num, den)
 
-# %% ../../nbs/26_cuda.controller.ipynb #33322e17
+# %% ../../nbs/26_cuda.controller.ipynb #3eb04ee7
 def _smoothed(q:HierarchicalController, h:Tensor, begun:RoutingState, prior:Tensor|None, K:int)->Tensor: # (b, K+1, n_code): codes in force
     (b, t, d), N, m, n = h.shape, q.chunk, q.read.out_features, q.outer.out_features; made = lambda *s: h.new_empty(*s, dtype=torch.float32); f = lambda p: p.detach().float().contiguous()
     ends = q.members.sum(0).cumsum(0).int(); codes, e = made(b, K, q.n_code), made(b, K + 1, q.n_code)
     doubt = (None, None, None) if q.doubt is None else (f(q.doubt.weight), f(q.doubt.bias), f(q.log_tau))
     shared = 4*(d + 2*N + m + n + len(ends) + 1)
-    if shared > 96*1024: raise Refused(f"A width of {d} and {n} codes need {shared:,} bytes of shared memory and a block has 98,304; use the controller itself.")
+    if shared > SHARED: raise Refused(f"A width of {d} and {n} codes need {shared:,} bytes of shared memory and a block has {SHARED:,}; use the controller itself.")
     launch(CONTROLLER, f"chunk_codes<{TYPES[h.dtype]}>", (K, b), (256,), h, f(q.read.weight), f(q.read.bias), f(q.outer.weight), f(q.outer.bias), *doubt, None if prior is None else f(prior), ends, codes, t, K, N, q.prefix, d, m, n, len(ends), float(q.offset), float(q.max_norm), 1e-5, shared=shared)
     launch(CONTROLLER, "smooth", (-(-b*q.n_code//128),), (128,), codes, begun.code.float().contiguous(), e, b, K, q.n_code, float(q.ema))
     return e

@@ -216,11 +216,11 @@ def build(source:Source, strict:bool=False)->ctypes.CDLL:
         os.replace(Path(folder)/"kernel.so", path)
     return ctypes.CDLL(str(path))
 
-# %% ../../nbs/18_cuda.emulate.ipynb #419f201a
+# %% ../../nbs/18_cuda.emulate.ipynb #45271857
 def value(a:Tensor|None|int|float|np.generic)->ctypes._SimpleCData:
     "One argument as C sees it; raises `UserError` for an integer that does not fit, or another type."
     if a is None or isinstance(a, Tensor): return ctypes.c_void_p(0 if a is None else a.data_ptr())
-    if isinstance(a, np.int64): return ctypes.c_longlong(int(a))
+    if isinstance(a, (np.int64, np.ndarray)): return ctypes.c_longlong(int(a))
     if isinstance(a, int):
         if not -2**31 <= a < 2**31: raise UserError(f"{a} does not fit the 32-bit argument of a kernel; use smaller tensors.")
         return ctypes.c_int(a)

@@ -68,7 +68,7 @@ template<class T, bool FAST> __device__ __forceinline__ void write(T* row, int k
 }
 """
 
-# %% ../../nbs/23_cuda.lowrank.ipynb #631e3e19
+# %% ../../nbs/23_cuda.lowrank.ipynb #7425fd99
 SHRINK = r"""
 constexpr int WARPS = 8, THREADS = 32*WARPS;
 
@@ -88,31 +88,35 @@ __device__ __forceinline__ void shrink_tile(const T* x, const T* up, T* kept, i6
   constexpr int N = in_words<T>; const int lane = threadIdx.x%32, warp = threadIdx.x/32, g = lane/4, q = lane%4;
   #pragma unroll 2
   for (int k0 = warp*4*N; k0 < d; k0 += WARPS*4*N) {
-    const int k = k0 + q*N; Words a[MT][2];
+    const int k = k0 + q*N; Words a[MT][2], u[MT][2], v[R/8];                 // everything is asked for before anything is used
     #pragma unroll
     for (int m = 0; m < MT; ++m)
       #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int row = first + m*16 + h*8 + g; const bool live = row < M;
-        a[m][h] = read<T, FAST>(x + row*ldx, k, d, live);
-        if (ACT != NONE) {
-          const Words u = up ? read<T, FAST>(up + row*ldx, k, d, live) : Words{};
-          #pragma unroll
-          for (int i = 0; i < N; ++i) { float v = activate<ACT>(at<T>(a[m][h], i)); put<T>(a[m][h], i, up ? v*at<T>(u, i) : v); }
-          write<T, FAST>(kept + row*ldk, k, d, live, a[m][h]);
-        }
+        const int row = first + m*16 + h*8 + g; a[m][h] = read<T, FAST>(x + row*ldx, k, d, row < M);
+        if (ACT != NONE && up) u[m][h] = read<T, FAST>(up + row*ldx, k, d, row < M);
       }
     #pragma unroll
-    for (int n = 0; n < R/8; ++n) {
-      const Words v = read<T, FAST>(V + (i64)(n*8 + g)*d, k, d, n*8 + g < r);
+    for (int n = 0; n < R/8; ++n) v[n] = read<T, FAST>(V + (i64)(n*8 + g)*d, k, d, n*8 + g < r);
+    if (ACT != NONE)
+      #pragma unroll
+      for (int m = 0; m < MT; ++m)
+        #pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int row = first + m*16 + h*8 + g;
+          #pragma unroll
+          for (int i = 0; i < N; ++i) { const float y = activate<ACT>(at<T>(a[m][h], i)); put<T>(a[m][h], i, up ? y*at<T>(u[m][h], i) : y); }
+          write<T, FAST>(kept + row*ldk, k, d, row < M, a[m][h]);
+        }
+    #pragma unroll
+    for (int n = 0; n < R/8; ++n)
       #pragma unroll
       for (int m = 0; m < MT; ++m)
         #pragma unroll
         for (int s = 0; s < 2; ++s) {
           const u32 A[4] = {a[m][0].w[2*s], a[m][1].w[2*s], a[m][0].w[2*s + 1], a[m][1].w[2*s + 1]};
-          mma<T>(acc[m][n], A, v.w + 2*s);
+          mma<T>(acc[m][n], A, v[n].w + 2*s);
         }
-    }
   }
 }
 
@@ -206,10 +210,10 @@ __device__ __forceinline__ void expand_tile(const T* H, int ldh, const T* base, 
 }
 """
 
-# %% ../../nbs/23_cuda.lowrank.ipynb #9e7fd392
+# %% ../../nbs/23_cuda.lowrank.ipynb #74146b63
 KERNELS = r"""
-template<class T, int R, int MT, bool FAST> __global__ void __launch_bounds__(THREADS)
-update(const T* x, const T* base, T* out, const T* V, const T* U, const float* c, i64 ldc, int group, const float* gate, const float* bias, const i64* keep, float s,
+template<class T, int R, int MT, bool FAST> __global__ void __launch_bounds__(THREADS, 1)
+update(const T* __restrict__ x, const T* __restrict__ base, T* __restrict__ out, const T* __restrict__ V, const T* __restrict__ U, const float* c, i64 ldc, int group, const float* gate, const float* bias, const i64* keep, float s,
        int M, int d_in, int d_out, int r, float* kept) {
   constexpr int LDH = R + in_words<T>; __shared__ float Z[16*MT][R + 1]; __shared__ __align__(16) T H[16*MT*LDH];
   float acc[MT][R/8][4] = {}; const int first = blockIdx.x*16*MT;
@@ -218,8 +222,8 @@ update(const T* x, const T* base, T* out, const T* V, const T* U, const float* c
   expand_tile<T, R, MT, FAST>(H, LDH, base, out, d_out, d_out, M, d_out, U, r, first);
 }
 
-template<class T, int R, int MT, bool FAST, int ACT> __global__ void __launch_bounds__(THREADS)
-features(const T* x, const T* up, T* acted, i64 ldx, i64 lda, const T* V, const float* c, i64 ldc, int group, const float* gate, const float* bias, const i64* keep, float s,
+template<class T, int R, int MT, bool FAST, int ACT> __global__ void __launch_bounds__(THREADS, 1)
+features(const T* __restrict__ x, const T* __restrict__ up, T* __restrict__ acted, i64 ldx, i64 lda, const T* __restrict__ V, const float* c, i64 ldc, int group, const float* gate, const float* bias, const i64* keep, float s,
          int M, int d, int r, T* h, i64 ldh, float* kept) {
   constexpr int LDH = R + in_words<T>; __shared__ float Z[16*MT][R + 1]; __shared__ __align__(16) T H[16*MT*LDH];
   float acc[MT][R/8][4] = {}; const int first = blockIdx.x*16*MT;
@@ -228,8 +232,8 @@ features(const T* x, const T* up, T* acted, i64 ldx, i64 lda, const T* V, const 
   if (h) for (int i = threadIdx.x; i < 16*MT*r; i += THREADS) { const int row = i/r, j = i%r; if (first + row < M) h[(first + row)*ldh + j] = H[row*LDH + j]; }
 }
 
-template<class T, int R, int MT, bool FAST> __global__ void __launch_bounds__(THREADS)
-expand(const T* h, const T* base, T* out, const T* U, int M, int d, int r) {
+template<class T, int R, int MT, bool FAST> __global__ void __launch_bounds__(THREADS, 1)
+expand(const T* __restrict__ h, const T* __restrict__ base, T* __restrict__ out, const T* __restrict__ U, int M, int d, int r) {
   constexpr int LDH = R + in_words<T>; __shared__ __align__(16) T H[16*MT*LDH]; const int first = blockIdx.x*16*MT;
   for (int i = threadIdx.x; i < 16*MT*R; i += THREADS) { const int row = i/R, j = i%R; H[row*LDH + j] = first + row < M && j < r ? h[(i64)(first + row)*r + j] : T(0.f); }
   __syncthreads(); expand_tile<T, R, MT, FAST>(H, LDH, base, out, d, d, M, d, U, r, first);
@@ -240,7 +244,7 @@ def _entries(name:str, more:str="")->tuple[str, ...]: return tuple(f"{name}<{t},
 PARTS = TENSOR + READ + SHRINK + CODE + EXPAND
 LOWRANK = Source("lowrank", PARTS + KERNELS, _entries("update") + _entries("features", ", NONE") + _entries("expand"))
 
-# %% ../../nbs/23_cuda.lowrank.ipynb #4123fde3
+# %% ../../nbs/23_cuda.lowrank.ipynb #2fe60a5c
 def rows(t:Tensor)->Tensor: return t.reshape(-1, t.shape[-1]).contiguous()
 
 def fast(*tensors:Tensor|None)->bool:
@@ -258,7 +262,6 @@ def check_update(x:Tensor, base:Tensor, Vt:Tensor, Ut:Tensor)->None:
     "Raise `UserError` for shapes, devices or precisions that do not belong together."
     if Vt.shape != (len(Ut), x.shape[-1]) or Ut.shape[-1] != base.shape[-1]: raise UserError(f"Factors of {tuple(Vt.shape)} and {tuple(Ut.shape)} do not lead from width {x.shape[-1]} to {base.shape[-1]}; give (r, d_in) and (r, d_out).")
     if x.shape[:-1] != base.shape[:-1]: raise UserError(f"An input of shape {tuple(x.shape)} and a base output of {tuple(base.shape)} are not of the same tokens; give the output of the same call.")
-    if x.dtype != base.dtype: raise Refused(f"The input is {x.dtype} and the base output {base.dtype}; the kernels take one precision.")
     if len(found := {t.device for t in (x, base, Vt, Ut)}) > 1: raise UserError(f"The update was given tensors on {', '.join(sorted(map(str, found)))}; move them all to one device.")
 
 # %% ../../nbs/23_cuda.lowrank.ipynb #7428d5ee
@@ -295,9 +298,9 @@ class Encoder:
         else: h = z if c is None else z*c.to(z.dtype)
         return h if self.keep is None else h*(self.keep[:, None] >> torch.arange(z.shape[-1], device=z.device) & 1).to(h.dtype)
 
-# %% ../../nbs/23_cuda.lowrank.ipynb #6b10e34a
+# %% ../../nbs/23_cuda.lowrank.ipynb #cfba4e10
 def _launch_update(x:Tensor, base:Tensor, Vt:Tensor, Ut:Tensor, e:Encoder, s:float)->tuple[Tensor, Tensor]:
-    r, (t, R, m) = len(Vt), template(x, len(Vt)); out, z = torch.empty_like(base), x.new_empty(len(x), r, dtype=torch.float32); ok = fast(x, base, Vt, Ut, out)
+    x, base, Vt, Ut = (a.contiguous() for a in (x, base, Vt, Ut)); r, (t, R, m) = len(Vt), template(x, len(Vt)); out, z = torch.empty_like(base), x.new_empty(len(x), r, dtype=torch.float32); ok = fast(x, base, Vt, Ut, out)
     launch(LOWRANK, f"update<{t}, {R}, {m}, {str(ok).lower()}>", (-(-len(x)//(16*m)),), (256,), x, base, out, Vt, Ut, *e.args(len(x)), s, len(x), x.shape[-1], base.shape[-1], r, z)
     return out, z
 
@@ -311,7 +314,7 @@ register_op("fused_update(Tensor x, Tensor base, Tensor Vt, Tensor Ut, Tensor? c
     _cpu, lambda x, base, Vt, Ut, c, gate, bias, keep, s: _launch_update(x, base, Vt, Ut, Encoder(c, gate, bias, keep), s),
     lambda x, base, Vt, Ut, *rest: (torch.empty_like(base), x.new_empty(x.shape[0], Vt.shape[0], dtype=torch.float32)), lambda x, base, Vt, Ut, *args, out_shape=None, **kw: 2*x[0]*Vt[0]*(x[1] + base[1]))
 
-# %% ../../nbs/23_cuda.lowrank.ipynb #99733509
+# %% ../../nbs/23_cuda.lowrank.ipynb #b08a2f2d
 def features(x:Tensor, Vt:Tensor)->Tensor: # (tokens, d), (r, d) -> (tokens, r) float32
     "`x V` in one reading of x; raises `Refused` for what the kernel is not made for."
     if x.device.type == "cpu" and backend() != "emulate": return F.linear(x, Vt).float()
@@ -324,10 +327,11 @@ def expand(h:Tensor, Ut:Tensor, base:Tensor|None=None)->Tensor: # (tokens, r), (
     "`h Uᵀ`, onto a base if there is one; raises `Refused` for what the kernel is not made for."
     if h.device.type == "cpu" and backend() != "emulate": return h @ Ut if base is None else base + h @ Ut
     (t, R, m), out = template(h, len(Ut)), h.new_empty(len(h), Ut.shape[-1])
+    if any(a is not None and a.dtype != h.dtype for a in (base, Ut)): raise Refused(f"The features are {h.dtype} and what they are added to is not; the kernels take one precision.")
     launch(LOWRANK, f"expand<{t}, {R}, {m}, {str(fast(base, Ut, out)).lower()}>", (-(-len(h)//(16*m)),), (256,), h, base, out, Ut, len(h), Ut.shape[-1], len(Ut))
     return out
 
-# %% ../../nbs/23_cuda.lowrank.ipynb #1cd6c374
+# %% ../../nbs/23_cuda.lowrank.ipynb #ed7612e6
 class _Update(torch.autograd.Function):
     "The fused update, whose backward pass reads x and G once each for what is per token."
     @staticmethod
@@ -340,7 +344,7 @@ class _Update(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, G):
         x, Vt, Ut, z, c, gate, bias, keep = ctx.saved_tensors; need, G = ctx.needs_input_grad, G.contiguous()
-        with torch.enable_grad():
+        with torch.autocast(z.device.type, enabled=False), torch.enable_grad():
             leaves = [t if t is None else t.detach().float().requires_grad_() for t in (z, c, gate, bias)]; h = Encoder(*leaves[1:], keep)(leaves[0])
         g = ctx.s*features(G, Ut.to(G.dtype).contiguous()); asked = [t for t in leaves if t is not None]
         found = iter(torch.autograd.grad(h, asked, g, allow_unused=True)); dz, dc, dM, db = (None if t is None else next(found) for t in leaves)
@@ -348,7 +352,7 @@ class _Update(torch.autograd.Function):
         return (expand(dzx, Vt.to(x.dtype).contiguous()) if need[0] else None, G if need[1] else None, (dzx.T @ x).to(Vt.dtype) if need[2] else None,
                 ((ctx.s*h.detach()).to(G.dtype).T @ G).to(Ut.dtype) if need[3] else None, like(dc, c), like(dM, gate), like(db, bias), None, None)
 
-# %% ../../nbs/23_cuda.lowrank.ipynb #c14cf50e
+# %% ../../nbs/23_cuda.lowrank.ipynb #da00932f
 def lowrank_update(
     x:Tensor, # (..., d_in)
     base:Tensor, # (..., d_out)
@@ -361,7 +365,7 @@ def lowrank_update(
     mask:Tensor|None=None # (..., r) of zeros and ones: directions that are kept
 )->Tensor: # (..., d_out)
     "The low-rank update by the backend that is asked for; raises `UserError` for shapes or devices that do not fit, and for what a backend asked for by name cannot do."
-    check_update(x, base, Vt, Ut); keep = None if mask is None else mask_bits(mask)
+    check_update(x, base, Vt, Ut); x = x.to(base.dtype); keep = None if mask is None else mask_bits(mask)
     def fused(x, base): template(x, len(Vt)); return _Update.apply(x, base, Vt, Ut, c, gate, bias, keep, s)
     def plain(x, base): return write(base, Encoder(c, gate, bias, keep)(F.linear(x, Vt.to(x.dtype))), Ut, s)
     if not x.numel(): return base.clone()

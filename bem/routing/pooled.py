@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['reason_against', 'summary', 'each_token', 'spread', 'pooled_codes', 'looped_codes']
 
-# %% ../../nbs/25a_routing.pooled.ipynb #36009b69
+# %% ../../nbs/25a_routing.pooled.ipynb #dd7f7c9d
 import math
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 from ..core import NonFiniteError
+from ..cuda.launch import capturing
 from .controller import HierarchicalController, RoutingState, smooth
 
 # %% ../../nbs/25a_routing.pooled.ipynb #bca11d3a
@@ -44,7 +45,7 @@ def spread(
     q.evaluations += b*K; q.lookups += b*t
     return each_token(e, t, N), RoutingState(begun.position + t, e[:, K], q.read(rest).sum(1) if t % N else torch.zeros_like(begun.total), num, den)
 
-# %% ../../nbs/25a_routing.pooled.ipynb #1601d9b7
+# %% ../../nbs/25a_routing.pooled.ipynb #1136afc9
 def pooled_codes(
     q:HierarchicalController,
     h:Tensor, # (b, t, d) hidden states from the first token on
@@ -54,9 +55,9 @@ def pooled_codes(
     with torch.autocast(h.device.type, enabled=False):
         (b, t, d), N = h.shape, q.chunk; K = t//N; x = F.layer_norm(h[:, :K*N].to(q.read.weight.dtype), (d,)); begun = state or q.begin(b, x)
         num, den, prior = summary(q, h, begun); a = q.read(x.view(b, K, N, d).mean(2))
-        if prior is not None: a = a + prior[:, None]*((torch.arange(1, K + 1)*N >= q.prefix).to(a))[:, None]
+        if prior is not None: a = a + prior[:, None]*((torch.arange(1, K + 1, device=a.device)*N >= q.prefix).to(a))[:, None]
         e = smooth(q.write(a), begun.code, q.ema)
-        if not torch.is_grad_enabled() and not e.sum().isfinite(): raise NonFiniteError("The controller wrote codes that are not finite; look for NaN or infinity in the input and in the weights of host and adapter.")
+        if not (torch.is_grad_enabled() or capturing()) and not e.sum().isfinite(): raise NonFiniteError("The controller wrote codes that are not finite; look for NaN or infinity in the input and in the weights of host and adapter.")
         return spread(q, h, begun, e, num, den)
 
 # %% ../../nbs/25a_routing.pooled.ipynb #273f7ae2
