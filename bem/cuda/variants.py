@@ -19,17 +19,17 @@ from ..ops.hadamard import block_fwht, blocks
 from ..ops.kronecker import kronecker_apply, kronecker_flops
 from ..ops.lowrank import write
 
-# %% ../../nbs/25_cuda.variants.ipynb #68d87a1c
+# %% ../../nbs/25_cuda.variants.ipynb #3b9ed2f1
 KRONECKER = Source("kronecker", r"""
 // Y[a,b] = sum over i, k of A[a,i] X[i,k] C[b,k]; X[i,k] is at x[i*xi + k*xk], Y[a,b] at y[a*ya + b*yb]
 template<class T> __global__ void __launch_bounds__(256) kronecker(const T* x, const float* A, const float* C, T* y, int M, int p, int m, int q, int n, int xi, int xk, int ya, int yb) {
-  DYNAMIC_SHARED(float, space); float* X = space; float* Z = space + m*n;                          // (m, n) and (m, q)
+  DYNAMIC_SHARED(float, space); const int w = n | 1; float* X = space; float* Z = space + m*w;        // (m, n) in rows of odd length, against bank conflicts, and (m, q)
   for (int t = blockIdx.x; t < M; t += gridDim.x) {
-    for (int e = threadIdx.x; e < m*n; e += 256) { const int i = xk == 1 ? e/n : e%m, k = xk == 1 ? e%n : e/m; X[i*n + k] = float(x[(i64)t*m*n + i*xi + k*xk]); }
+    for (int e = threadIdx.x; e < m*n; e += 256) { const int i = xk == 1 ? e/n : e%m, k = xk == 1 ? e%n : e/m; X[i*w + k] = float(x[(i64)t*m*n + i*xi + k*xk]); }
     __syncthreads();
     for (int e = threadIdx.x; e < m*q; e += 256) {
       const int i = e/q, b = e%q; float s = 0;
-      for (int k = 0; k < n; ++k) s += X[i*n + k]*C[b*n + k];
+      for (int k = 0; k < n; ++k) s += X[i*w + k]*C[b*n + k];
       Z[e] = s;
     }
     __syncthreads();
@@ -52,7 +52,7 @@ def kronecker_features(
     if x.dtype not in TYPES: raise Refused(f"The Kronecker kernel is not compiled for {x.dtype}; cast to float32, bfloat16 or float16, or use the backend torch.")
     (p, m), (q, n) = A.shape, C.shape; right, left = kronecker_flops(A.shape, C.shape); y = x.new_empty(len(x), p*q); A, C = A.float().contiguous(), C.float().contiguous()
     order = (A, C, y, len(x), p, m, q, n, n, 1, q, 1) if right <= left else (C, A, y, len(x), q, n, p, m, 1, n, 1, q)
-    shared = 4*order[5]*(order[7] + order[6])
+    shared = 4*order[5]*((order[7] | 1) + order[6])
     if shared > SHARED: raise Refused(f"A token of {m} x {n} needs {shared:,} bytes of shared memory and a block has {SHARED:,}; use the backend torch.")
     launch(KRONECKER, f"kronecker<{TYPES[x.dtype]}>", (min(len(x), 2048),), (256,), x, *order, shared=shared)
     return y
