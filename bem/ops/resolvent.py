@@ -26,7 +26,7 @@ _L, _ROW = np.uintp(LANES), np.uintp(LANES*FIELDS)
  _PR, _PI, _QR, _QI) = (np.uintp(LANES*i) for i in range(FIELDS))    # P and Q
 _fast = dict(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 
-# %% ../../nbs/14_ops.resolvent.ipynb #a95c4f50
+# %% ../../nbs/14_ops.resolvent.ipynb #c008a55f
 @njit(**_fast)
 def _load(source, first, n, start, m, X, field, row):
     "Columns start to start+m of n chains, to rows `row` and on."
@@ -53,6 +53,7 @@ def _store(X, field, out, first, n, start, m):
                 for j in range(np.uintp(min(16, n - c))):
                     for s in range(np.uintp(min(16, m - i))): out[np.uintp(first + c) + j, np.uintp(start + i) + s] = X[o + s*_ROW + j]
 
+# %% ../../nbs/14_ops.resolvent.ipynb #eaacc0ea
 @njit(**_fast)
 def _fill(a, k, E, first, n, start, m, X):
     "Potential less energy, and the hops to the step before, of rows 1 to m; the hop out of the last row; no hops beyond the ends."
