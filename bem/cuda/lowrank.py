@@ -352,7 +352,7 @@ class _Update(torch.autograd.Function):
         return (expand(dzx, Vt.to(x.dtype).contiguous()) if need[0] else None, G if need[1] else None, (dzx.T @ x).to(Vt.dtype) if need[2] else None,
                 ((ctx.s*h.detach()).to(G.dtype).T @ G).to(Ut.dtype) if need[3] else None, like(dc, c), like(dM, gate), like(db, bias), None, None)
 
-# %% ../../nbs/23_cuda.lowrank.ipynb #da00932f
+# %% ../../nbs/23_cuda.lowrank.ipynb #98816a3c
 def lowrank_update(
     x:Tensor, # (..., d_in)
     base:Tensor, # (..., d_out)
@@ -367,7 +367,7 @@ def lowrank_update(
     "The low-rank update by the backend that is asked for; raises `UserError` for shapes or devices that do not fit, and for what a backend asked for by name cannot do."
     check_update(x, base, Vt, Ut); x = x.to(base.dtype); keep = None if mask is None else mask_bits(mask)
     def fused(x, base): template(x, len(Vt)); return _Update.apply(x, base, Vt, Ut, c, gate, bias, keep, s)
-    def plain(x, base): return write(base, Encoder(c, gate, bias, keep)(F.linear(x, Vt.to(x.dtype))), Ut, s)
+    def plain(x, base): return write(base, Encoder(c, gate, bias, keep)(torch.mm(Vt.to(x.dtype), x.t()).t()), Ut, s)        # few rows are faster than few columns
     if not x.numel(): return base.clone()
     code_rows(c, x.shape[:-1].numel())
     return choose(fused, plain, rows(x), rows(base), on=x, key="lowrank_update").view_as(base)
